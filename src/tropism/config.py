@@ -1,0 +1,250 @@
+"""Every setting of a run: frozen, keyword-only, checked where it is declared. No I/O, nothing heavy loaded.
+
+`recipe.py` builds these from YAML and the command line; the text under a field is its help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tropism.errors import ConfigError
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The policy: what it is made from and how it computes."""
+
+    path: str = "tiny"
+    """A preset (tiny, tiny-llama, tiny-mistral, tiny-gemma, tiny-gpt2), a local model directory, or a hub id."""
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides of a preset's configuration, such as hidden_size: 256."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """Precision of forward passes. Weights and optimizer are float32 either way."""
+    save: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights in checkpoints; resume keeps float32 beside them."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: slower, less memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How rollouts are drawn."""
+
+    groups: int = 16
+    """Tasks per step."""
+    group_size: int = 8
+    """Rollouts per task."""
+    temperature: float = 1.0
+    """Every log-probability of the run is of softmax(logits / temperature)."""
+    max_tokens: int = 256
+    """Longest reply, in tokens."""
+    max_turns: int = 64
+    """Longest episode, in replies of all seats together."""
+    top_p: float = 1.0
+    top_k: int = 0
+    contrast_on: Literal["reward", "success"] = "reward"
+    """What must differ between siblings for a method that needs contrast."""
+    max_draws: int = 4
+    """How many times the step's tasks may be drawn to fill a batch that needs contrast."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.temperature > 0,
+            f"sampling.temperature is {self.temperature}, but training needs samples, not the argmax. "
+            "Use 1.0; for greedy evaluation set eval.temperature = 0 instead.",
+        )
+        for name in ("groups", "group_size", "max_tokens", "max_turns", "max_draws"):
+            require(getattr(self, name) >= 1, f"sampling.{name} is {getattr(self, name)}, but must be at least 1.")
+        require(
+            self.top_p == 1.0 and self.top_k == 0,
+            f"sampling.top_p is {self.top_p} and top_k {self.top_k}, but then tokens are drawn from another "
+            "distribution than the one the loss differentiates. Use top_p = 1 and top_k = 0 in training.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How the weights move, and what is kept."""
+
+    steps: int = 100
+    """Online: rollout batches. Offline: optimizer steps."""
+    batch: int = 64
+    """Offline: rows (pairs count once) per optimizer step."""
+    epochs: int = 1
+    """Online: passes over each rollout batch."""
+    mini_batches: int = 1
+    """Online: optimizer steps per pass."""
+    micro_tokens: int = 16384
+    """Tokens of one forward pass, padding included. Splits the sum only; bounds memory."""
+    learning_rate: float = 1e-4
+    warmup: int = 0
+    """Optimizer steps of linear warm-up from 0."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """Shape of the learning rate from warm-up to the end."""
+    final: float = 0.0
+    """Where decay ends, as a share of learning_rate."""
+    weight_decay: float = 0.0
+    """On matrices; norms and biases have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = 1.0
+    """0 switches clipping off."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = 2
+    """Checkpoints kept, beside the first and the best."""
+    record_every: int = 1
+    """Steps between recorded rollouts; metrics are recorded at every step."""
+    failure_limit: float = 0.1
+    """Share of a step's rollouts that may fail before the run stops."""
+    patience: int = 20
+    """Steps without any signal (no token with credit, or no update) before the run stops and says why."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's default. Part of what makes a run repeat bit for bit."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "epochs", "mini_batches", "micro_tokens", "patience", "record_every", "keep"):
+            require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}, but must be at least 1.")
+        for name in ("warmup", "save_every", "max_grad_norm", "weight_decay", "threads", "final"):
+            require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}, but cannot be negative.")
+        require(
+            self.learning_rate > 0,
+            f"train.learning_rate is {self.learning_rate}: the weights would not move. Use a positive number.",
+        )
+        require(
+            0 <= self.failure_limit <= 1,
+            f"train.failure_limit is {self.failure_limit}, but it is a share of the rollouts: use 0 to 1.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """An environment or a data set: a registered name or `file.py:Class`, and its options."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Held-out tasks, played during training. They never share a task with training."""
+
+    every: int = 0
+    """Steps between evaluations; there is one before the first step and one after the last. 0: none."""
+    tasks: int = 64
+    """How many held-out tasks, always the same ones."""
+    samples: int = 1
+    """Rollouts per task; with n > 1 pass@n is reported too."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    best: str = ""
+    """The metric that chooses the best checkpoint, e.g. eval/success; the higher the better. Empty: eval/reward."""
+    env: Named | None = None
+    """Where to evaluate. Empty: the stage's own environment."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, f"eval.every is {self.every}, but cannot be negative. 0 switches evaluation off.")
+        for name in ("tasks", "samples"):
+            require(getattr(self, name) >= 1, f"eval.{name} is {getattr(self, name)}, but must be at least 1.")
+        require(self.temperature >= 0, f"eval.temperature is {self.temperature}, but cannot be negative. 0 is greedy.")
+        require(
+            not self.best or self.best.startswith("eval/"),
+            f"eval.best is {self.best!r}, but the best checkpoint must be chosen by a held-out metric, never by the "
+            "training reward: name one that starts with eval/, such as eval/success.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Rows to learn from offline: a file or data set, or an environment's own demonstrations."""
+
+    path: str = ""
+    """JSONL, Parquet, a Hugging Face data set directory or hub id."""
+    split: str = "train"
+    demos: Named | None = None
+    """An environment whose `demonstrate` writes the replies."""
+    episodes: int = 2000
+    """How many demonstrated episodes."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.path) != (self.demos is not None),
+            "data needs a path, or demos (an environment that demonstrates), and not both.",
+        )
+        require(self.episodes >= 1, f"data.episodes is {self.episodes}, but must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Success:
+    """When a rollout counts as a success: a named part against a threshold, never a shaped sum."""
+
+    part: str
+    at_least: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One method on one source of data. It starts from the model that the stage before it left."""
+
+    name: str
+    method: Any
+    """A method object: `GRPO(clip_high=0.28)`; in YAML `{grpo: {clip_high: 0.28}}`."""
+    env: Named | None = None
+    """Online: where tasks come from."""
+    data: Data | None = None
+    """Offline: what to learn from."""
+    rewards: Mapping[Any, float] = field(default_factory=dict)
+    """Part or scorer -> weight. Scorers are registered names or `file.py:function`; empty: the environment's own."""
+    success: Success | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    train: Train = field(default_factory=Train)
+    eval: Eval = field(default_factory=Eval)
+
+    def __post_init__(self) -> None:
+        require(
+            (self.env is None) != (self.data is None),
+            f"stage {self.name!r} needs env (to play) or data (to read), and not both.",
+        )
+        needs = self.method.needs
+        if self.env is not None and "siblings" in needs.sampling and self.sampling.group_size < 2:
+            method = type(self.method).__name__
+            raise ConfigError(
+                f"{method} compares a rollout with its siblings, but sampling.group_size is {self.sampling.group_size}: "
+                "every advantage would be 0 and nothing would be learned. Use group_size >= 2 (8 is a good start)."
+            )
+        if self.data is not None and self.method.needs.sampling:
+            raise ConfigError(
+                f"{type(self.method).__name__} learns from its own rollouts, but stage {self.name!r} has data and no "
+                "env. Use env: {dataset: {path: …}} to sample replies to the prompts of a data set."
+            )
+        if self.env is not None and self.train.mini_batches > self.sampling.groups:
+            raise ConfigError(
+                f"train.mini_batches is {self.train.mini_batches} but sampling.groups is {self.sampling.groups}: some "
+                "optimizer steps would have nothing to learn from. Use fewer mini-batches, or more groups."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A run: one model through one or more stages."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    model: Model = field(default_factory=Model)
+    seed: int = 0
+    output: str = "runs"
+    """Folder of all runs; this one is written to output/name."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+
+    def __post_init__(self) -> None:
+        require(bool(self.stages), f"recipe {self.name!r} has no stages, so there is nothing to do.")
+        names = [stage.name for stage in self.stages]
+        require(len(set(names)) == len(names), f"recipe {self.name!r} has two stages of one name: {', '.join(names)}.")

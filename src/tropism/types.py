@@ -1,0 +1,368 @@
+"""Every noun of the library, in the order in which data meets them: words, rollouts, tensors, methods.
+
+Nothing here imports torch when it runs, so environments and rewards can use these nouns for free.
+
+A worked instance. One episode of a game whose prompts do not extend each other, two turns, so two rows (`p` a prompt
+token, `a` an action token, `.` padding; the game was won, worth 1, on the last turn):
+
+    tokens         p p p a a .      action_mask   0 0 0 1 1 0      turn   -1 -1 -1  0  0 -1
+                   p p p p a a                    0 0 0 0 1 1             -1 -1 -1 -1  1  1
+
+    token_reward   0 0 0 0 0 0      reward   1    group   7        episode   3
+                   0 0 0 0 0 1               1            7                  3
+
+Had the second prompt been the first prompt, the first reply and a new message, token for token, both turns would
+stand on one row. Statistics count the episode once either way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Message = dict[str, str]
+"""{"role": "system" | "user" | "assistant" | "tool", "content": text}"""
+
+Prompt = str | tuple[Message, ...]
+"""A text is given to the model as it is; messages go through its chat template."""
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed that depends on every part and on nothing else: seed_of(run_seed, "play", step)."""
+    return random.Random(repr(parts)).getrandbits(63)
+
+
+# ---------------------------------------------------------------------------------------------------------------- words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One thing to do; equal tasks open equal environments."""
+
+    env: str = ""
+    """Name of the environment."""
+    seed: int = 0
+    """Decides everything that is random in it, together with the sibling number."""
+    level: int = 0
+    """Difficulty, where the environment has levels."""
+    domain: str = ""
+    """A label that statistics and teachers may be split by."""
+    seat: int = 0
+    """The seat that the policy plays."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """What rewards may read: the answer, the row of a data set."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Which seat must speak, and what it sees."""
+
+    seat: int
+    prompt: Prompt
+
+
+@runtime_checkable
+class Env(Protocol):
+    """Text in, text out, used once: `while (ask := env.ask()) is not None: env.tell(reply_to(ask))`."""
+
+    def ask(self) -> Ask | None:
+        """Who must speak next, None when all is over. Asking twice changes nothing."""
+        ...
+
+    def tell(self, reply: str) -> None:
+        """Hear the reply of the seat that was asked. Any text is legal."""
+        ...
+
+    def score(self, seat: int) -> Mapping[str, float]:
+        """Named rewards of this seat, total so far. Every part is there from the start."""
+        ...
+
+    def feedback(self, seat: int) -> str | None:
+        """What could be said about that seat's latest reply. A teacher may read it; the student never sees it."""
+        ...
+
+
+class Source(Protocol):
+    """Where tasks come from: `(split, seed, options) -> Source`. Task numbers start at 0 and never run out."""
+
+    def task(self, number: int) -> Task: ...
+
+    def open(self, task: Task, sibling: int) -> Env: ...
+
+    def distinct(self) -> int | None:
+        """How many different tasks there are before they repeat; None if endless."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------------------- rollouts
+
+
+class Stop(StrEnum):
+    """Why a reply ended. Truncated is not finished."""
+
+    finished = "finished"
+    truncated = "truncated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One reply: the tokens that were read, the tokens that were chosen, and what came of it."""
+
+    context: Sequence[int]
+    """Every token id the model had read when it chose the first action token."""
+    action: Sequence[int]
+    """Token ids as sampled, the stop token included; never rebuilt from text."""
+    logp: Sequence[float] | None = None
+    """Log-probability of each action token under whoever sampled it, nats; None where nobody sampled (data)."""
+    entropy: Sequence[float] | None = None
+    """Entropy of the distribution that each action token was drawn from, nats."""
+    topk_ids: Sequence[Sequence[int]] | None = None
+    """The K likeliest token ids at each action token."""
+    topk_logp: Sequence[Sequence[float]] | None = None
+    """Their log-probabilities."""
+    stop: Stop = Stop.finished
+    prompt: Prompt = ()
+    """The words that `context` was made from."""
+    reply: str = ""
+    """The words that the environment heard."""
+    earned: Mapping[str, float] = field(default_factory=dict)
+    """Change of each part of the environment's score that this turn brought."""
+    reward: float = 0.0
+    """What this turn earned in all: weights times parts, environment and scorers together."""
+    feedback: str | None = None
+    """What the environment or a judge said about this reply."""
+
+    def __post_init__(self) -> None:
+        for name in ("logp", "entropy", "topk_ids", "topk_logp"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.action):
+                raise ValueError(
+                    f"Turn has {len(self.action)} action tokens but {len(values)} of {name}. The sampler must return "
+                    "one per sampled token (did it drop the stop token?)."
+                )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why something could not be played or scored. Never a number: 0 is a score, this is the lack of one."""
+
+    where: str
+    """play, or the name of the scorer"""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One seat of one episode."""
+
+    task: Task
+    group: int
+    """Equal for siblings: same task, seat and opening."""
+    sibling: int = 0
+    turns: tuple[Turn, ...] = ()
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """Named parts as scored, before weights."""
+    reward: float = 0.0
+    """Sum over parts of weight times part."""
+    success: bool = False
+    """The recipe's `success` part reached its threshold."""
+    failure: Failure | None = None
+    version: int = 0
+    """Number of training steps the sampling weights had seen."""
+
+
+Scored = Mapping[str, "float | Sequence[float] | None"]
+"""Parts of one rollout: a float lands on its last turn, a list holds one float per turn, None does not apply."""
+
+Scorer = Callable[[Sequence[Rollout]], "Sequence[Scored | Failure]"]
+"""A reward: finished rollouts in, named parts or a Failure out, one per rollout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """What a sampler must know to answer a list of token prompts."""
+
+    temperature: float = 1.0
+    """0 takes the likeliest token; log-probs are then those of temperature 1."""
+    max_tokens: int = 256
+    seed: int = 0
+    top_k: int = 0
+    """How many of the likeliest tokens to return at each position; 0 for none. It never changes what is drawn."""
+
+
+class Sampler(Protocol):
+    """`(token prompts, params) -> one Turn per prompt`, in order. A prompt that does not fit gives a Failure."""
+
+    def __call__(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Turn | Failure]: ...
+
+
+# -------------------------------------------------------------------------------------------------------------- tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What a method sees: N rows of T tokens. Entry [n, t] is about token t, never the next one.
+
+    A row is a run of turns of one rollout whose contexts extend each other token for token; any other turn opens a new
+    row. What is off the mask is 0. Fields that nobody needs are None.
+    """
+
+    tokens: Tensor
+    """[N, T] token ids, padded on the right with 0; read `length`, never a pad id."""
+    length: Tensor
+    """[N] how many tokens of the row are real."""
+    action_mask: Tensor
+    """[N, T] bool: the policy chose this token."""
+    token_reward: Tensor
+    """[N, T] reward, on the last action token of the turn that earned it; sums to `reward` over an episode."""
+    turn: Tensor
+    """[N, T] number of the turn within its episode, counting across rows; -1 off the mask."""
+    reward: Tensor
+    """[N] the rollout's total, repeated on its rows."""
+    success: Tensor
+    """[N] bool."""
+    truncated: Tensor
+    """[N] bool: the rollout's last reply ran into the token limit."""
+    group: Tensor
+    """[N] equal ids are siblings. Group by id, never by reshape."""
+    episode: Tensor
+    """[N] number of the rollout; rows of one rollout share it."""
+    role: Tensor
+    """[N] seat."""
+    domain: Tensor
+    """[N] integer code of the task's domain; the record has its name."""
+    step: int = 0
+    """Rollout batches trained on before this one."""
+    steps: int = 1
+    """Rollout batches in all."""
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the method's `remember` returned last; {} at step 0."""
+    behavior_logp: Tensor | None = None
+    """[N, T] log-probs of who sampled. None offline."""
+    proximal_logp: Tensor | None = None
+    """[N, T] of the trainer's own policy when the batch was made; the same tensor when sampler and trainer are one."""
+    proximal_entropy: Tensor | None = None
+    """[N, T] entropy over the full vocabulary."""
+    reference_logp: Tensor | None = None
+    """[N, T] of the frozen start model, same context."""
+    teacher_logp: Tensor | None = None
+    """[N, T] of the teacher, in its own context."""
+    counter_logp: Tensor | None = None
+    """[N, T] of the same teacher reading the opposite hint."""
+    teacher_entropy: Tensor | None = None
+    """[N, T]"""
+    has_teacher: Tensor | None = None
+    """[N] bool: every context the teacher asks for was there, and its numbers are finite."""
+    topk_ids: Tensor | None = None
+    """[N, T, K] token ids on which student and teacher are compared; -1 where a place is unused."""
+    proximal_topk_logp: Tensor | None = None
+    """[N, T, K]"""
+    teacher_topk_logp: Tensor | None = None
+    """[N, T, K]"""
+    value: Tensor | None = None
+    """[N, T] critic's value of the state in which token t was chosen."""
+    last_value: Tensor | None = None
+    """[N] value after the row's last token."""
+    mismatch: Tensor | None = None
+    """[N] KTO's z, repeated."""
+
+    def __post_init__(self) -> None:
+        rows, places = self.tokens.shape
+        for name, value in self.tensors():
+            if value.shape[0] != rows or (value.ndim > 1 and value.shape[1] != places):
+                raise ValueError(f"Batch.{name} is {list(value.shape)} but tokens is {[rows, places]}.")
+
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """(name, tensor) of every field that has rows."""
+        found = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "memory")
+        return [(name, value) for name, value in found if hasattr(value, "shape")]
+
+    def __getitem__(self, rows: Any) -> Batch:
+        """The same batch with these rows only; step, steps and memory belong to the whole."""
+        return self.replace(**{name: value[rows] for name, value in self.tensors()})
+
+    def __len__(self) -> int:
+        return int(self.tokens.shape[0])
+
+    def replace(self, **fields: Any) -> Batch:
+        return dataclasses.replace(self, **fields)
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What every token deserves. No gradient."""
+
+    advantage: Tensor
+    """[N, T]"""
+    target: Tensor | None = None
+    """[N, T] what the critic should predict, before any whitening."""
+
+    def __getitem__(self, rows: Any) -> Credit:
+        return Credit(self.advantage[rows], None if self.target is None else self.target[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What the policy's forward gives, with gradient."""
+
+    logp: Tensor
+    """[N, T]"""
+    entropy: Tensor
+    """[N, T]"""
+    topk_logp: Tensor | None = None
+    """[N, T, K] at `batch.topk_ids`."""
+    value: Tensor | None = None
+    """[N, T]"""
+    last_value: Tensor | None = None
+    """[N]"""
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """The loss of each token, never averaged, and numbers worth watching."""
+
+    values: Tensor
+    """[N, T], with gradient."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """name -> [N, T]; the record shows their mean over action tokens."""
+
+
+# -------------------------------------------------------------------------------------------------------------- methods
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What must be measured, kept alive or sampled for a method. Nothing is measured that no one needs."""
+
+    measured: frozenset[str] = frozenset()
+    """Names of Batch fields, such as `reference_logp`."""
+    live: frozenset[str] = frozenset()
+    """Names of Output fields beyond logp and entropy, such as `value`."""
+    sampling: frozenset[str] = frozenset()
+    """`siblings`: groups of two or more; `contrast`: groups whose rewards differ."""
+
+
+class Method(Protocol):
+    """Three questions about every token the policy chose. A frozen dataclass: the object is its config."""
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def credit(self, batch: Batch) -> Credit:
+        """What does it deserve? Asked once, of the whole rollout batch."""
+        ...
+
+    def weights(self, batch: Batch) -> Tensor:
+        """How much does it count? [N, T], asked once per optimizer step, of the whole mini-batch."""
+        ...
+
+    def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
+        """What do we minimise for it? Asked per micro-batch; the objective is (values * weights).sum()."""
+        ...
