@@ -87,6 +87,12 @@ def test_rollouts_come_back_with_all_columns_and_null_where_nothing_was_said(run
     assert all(table.schema.field(name).metadata[b"about"] for name in COLUMNS)
 
 
+def test_text_that_is_not_unicode_is_recorded_with_marks(run: Run) -> None:
+    run.save_rollouts(1, [{**ROW, "reply": "a\ud800b", "prompt": ({"role": "user", "content": "\udfff"},)}])
+    (row,) = run.rollouts(1, columns=["reply", "prompt"]).to_pylist()
+    assert row["reply"] == "a?b" and json.loads(row["prompt"]) == [{"role": "user", "content": "?"}]
+
+
 def test_a_misspelt_column_is_an_error_and_not_a_loss(run: Run) -> None:
     with pytest.raises(ValueError, match="'behaviour_logp' is no column"):
         run.save_rollouts(1, [{**ROW, "behaviour_logp": [0.0, 0.0]}])

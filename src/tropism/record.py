@@ -234,7 +234,9 @@ class Run:
 
         Notes stay. Killed half-way, it can be called again: every file is in one place or the other.
         """
-        kept, gone, steps = [], [], set()
+        kept: list[bytes] = []
+        gone: list[bytes] = []
+        steps: set[int] = set()
         for line, entry in self._lines():
             late = entry is None or int(entry["step"] or 0) > step
             (gone if late else kept).append(line)
@@ -283,7 +285,13 @@ def parsed(line: bytes) -> dict[str, float | None] | None:
 
 
 def row_of(step: int, row: Mapping[str, Any]) -> dict[str, Any]:
-    prompt, rewards = row.get("prompt"), row.get("rewards")
-    text = prompt if prompt is None or isinstance(prompt, str) else json.dumps(list(prompt), ensure_ascii=False)
-    pairs = None if rewards is None else [(name, value) for name, value in rewards.items()]
-    return {"step": step, **row, "prompt": text, "rewards": pairs}
+    """A row as pyarrow wants it; lone surrogates, which are text in Python but not in UTF-8, become question marks."""
+    filled: dict[str, Any] = {"step": step, **row}
+    if not isinstance(filled.get("prompt"), str | None):
+        filled["prompt"] = json.dumps(list(filled["prompt"]), ensure_ascii=False)
+    if filled.get("rewards") is not None:
+        filled["rewards"] = list(filled["rewards"].items())
+    for name in ("prompt", "reply", "feedback", "failure"):
+        if filled.get(name) is not None:
+            filled[name] = filled[name].encode("utf-8", "replace").decode()
+    return filled
