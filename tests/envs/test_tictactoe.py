@@ -14,7 +14,7 @@ from tropism.types import Task
 
 
 def policy_value(seat, choose):
-    """Exact (win, draw, loss) of `choose(board, legal) -> moves drawn uniformly` against a uniformly random opponent."""
+    """Exact (win, draw, loss) of `choose(board, legal) -> moves drawn uniformly` against a random opponent."""
 
     def value(state, visit):
         if state.is_terminal():
