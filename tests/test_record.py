@@ -80,7 +80,7 @@ def test_rollouts_come_back_with_all_columns_and_null_where_nothing_was_said(run
     table = run.rollouts(5)
     assert table.column_names == list(COLUMNS)
     first, second = table.to_pylist(maps_as_pydicts="strict")
-    assert first == {name: None for name in COLUMNS} | ROW | {"step": 5}
+    assert first == dict.fromkeys(COLUMNS) | ROW | {"step": 5}
     assert json.loads(second["prompt"]) == list(chat)
     assert second["failure"] == "play: too long" and second["rewards"] is None
     assert run.rollouts(5, columns=["reply"]).column_names == ["reply"]

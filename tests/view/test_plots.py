@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -22,7 +23,7 @@ def test_a_rising_line_rises_on_the_picture_and_stays_inside_the_frame() -> None
     (path,), dots = drawn(line_chart("reward", {"reward": [(step, step / 10) for step in range(10)]}))
     places = [tuple(map(float, pair.split())) for pair in path.removeprefix("M").split("L")]
     assert places == dots and len(places) == 10
-    assert all(a[0] < b[0] and a[1] > b[1] for a, b in zip(places, places[1:], strict=False))
+    assert all(a[0] < b[0] and a[1] > b[1] for a, b in itertools.pairwise(places))
     assert all(0 < x < 440 and 0 < y < 230 for x, y in places)
 
 

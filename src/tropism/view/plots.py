@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+
+from tropism.view.words import say
 
 Points = Sequence[tuple[float, "float | None"]]
 """(x, y) in order of x; y is None where nothing was measured, which leaves a gap in the line."""
@@ -23,7 +24,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, width: int = 440, he
     legend = legend_lines(list(kept), width) if len(kept) > 1 else []
     height += LEGEND_LINE * len(legend)
     top = TOP + LEGEND_LINE * len(legend)
-    name = escape(title)
+    name = say(title)
     parts = [
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{name}" '
         'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="11" fill="currentColor">',
@@ -123,7 +124,7 @@ def line(plot: Frame, label: str, points: Sequence[tuple[float, float | None]], 
         look = 'r="5" fill-opacity="0"' if small else 'r="2.6"'
         parts.append(
             f'<circle cx="{plot.x(x)}" cy="{plot.y(y)}" {look} fill="{colour}">'
-            f"<title>{escape(label)} = {y:.6g} at step {x:g}</title></circle>"
+            f"<title>{say(label)} = {y:.6g} at step {x:g}</title></circle>"
         )
     return parts
 
@@ -138,7 +139,7 @@ def legend_lines(names: Sequence[str], width: int) -> list[str]:
         colour = COLOURS[index % len(COLOURS)]
         lines[-1] += (
             f'<rect x="{x:.0f}" y="{y - 5}" width="12" height="3" rx="1.5" fill="{colour}"/>'
-            f'<text x="{x + 16:.0f}" y="{y}" opacity=".85">{escape(name)}</text>'
+            f'<text x="{x + 16:.0f}" y="{y}" opacity=".85">{say(name)}</text>'
         )
         x += need
     return lines

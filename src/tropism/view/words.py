@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 Decode = Callable[[Sequence[int]], str]
@@ -15,8 +16,13 @@ SYMBOLS = SHOWN | dict.fromkeys(HIDDEN, "\ufffd")
 
 
 def visible(text: str) -> str:
-    """Control characters as symbols. Left alone, a model's ESC moves the cursor and its U+202E turns the page around."""
+    """Control characters as symbols. Left alone, a model's ESC moves the cursor and its U+202E turns the page."""
     return text.translate(SYMBOLS)
+
+
+def say(text: str) -> str:
+    """Text for HTML, with nothing invisible in it."""
+    return escape(visible(text))
 
 
 def messages(prompt: str | None) -> list[Mapping[str, str]]:
@@ -25,8 +31,9 @@ def messages(prompt: str | None) -> list[Mapping[str, str]]:
         found = json.loads(prompt or "")
     except ValueError:
         found = None
-    if isinstance(found, list) and found and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in found):
-        return found
+    chat = isinstance(found, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in found)
+    if chat and found:
+        return [{name: str(value) for name, value in message.items()} for message in found]
     return [{"role": "", "content": prompt}] if prompt else []
 
 
