@@ -247,6 +247,8 @@ def _value(hint: Any, here: str, value: Any, keys: Sequence[str]) -> Any:
         raise ConfigError(f"{here} is {shown(value)}, but must be {_expected(hint)}.") from None
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "missing":
+            raise ConfigError(f"{here} is {shown(value)}, but must be longer.") from None
         inside = [str(part) for part in first["loc"] if isinstance(part, int) or isinstance(value, Mapping)]
         at = ".".join([here, *(part for part in inside if part != "[key]")])
         must = first["msg"].removeprefix("Input should be ") if inside else _expected(hint) or first["msg"]
@@ -343,7 +345,9 @@ def _address(thing: Any) -> str:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`rl.train.steps: 10 -> 20` for every setting that differs between two dumped recipes."""
-    before, after = dict(leaves(old)), dict(leaves(new))
-    missing = "not set"
-    changed = [key for key in before | after if before.get(key, missing) != after.get(key, missing)]
-    return [f"{key}: {shown(before.get(key, missing))} -> {shown(after.get(key, missing))}" for key in changed]
+    before, after = ({key: shown(value) for key, value in leaves(tree)} for tree in (old, new))
+    return [
+        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
+        for key in before | after
+        if before.get(key) != after.get(key)
+    ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from tropism.errors import ConfigError
@@ -66,6 +66,10 @@ def completing(board: str, mark: str) -> str:
     return "".join(sorted(square for square in found if square.isdigit()))
 
 
+Person = Callable[[str, Sequence[str]], str]
+"""(the board in three lines, the free squares) -> one of them"""
+
+
 class TicTacToe:
     """The policy plays `task.seat`: 0 is X and moves first, 1 is O."""
 
@@ -73,13 +77,15 @@ class TicTacToe:
     weights: ClassVar[Mapping[str, float]] = {"return": 1.0}
     per_reply: ClassVar[frozenset[str]] = frozenset({"illegal"})
 
-    def __init__(self, task: Task, sibling: int = 0, *, opponent: str = "random", rules: bool = False) -> None:
+    def __init__(self, task: Task, sibling: int = 0, *, opponent: str | Person = "random", rules: bool = False) -> None:
         """
         Args:
-            opponent: random; perfect (uniform over the best moves); mcts:N (N simulations a move, 100 is strong).
+            opponent: random; perfect (uniform over the best moves); mcts:N (N simulations a move, 100 is strong); in
+                Python also a function of the board and the free squares.
             rules: say the rules and the format of a reply above the board.
         """
-        self.opponent, self.simulations = _opponent(str(opponent))
+        self.person = opponent if callable(opponent) else None
+        self.opponent, self.simulations = ("person", 0) if callable(opponent) else _opponent(str(opponent))
         self.task, self.sibling, self.rules = task, sibling, rules
         self.seat = task.seat
         self.state = game().new_initial_state()
@@ -90,11 +96,14 @@ class TicTacToe:
             self._oppose(random.Random(f"{task.seed}"))
         self.draws = random.Random(f"{task.seed}/{sibling}")
 
+    def __str__(self) -> str:
+        board = drawn(self.state)
+        return f"{board[:3]}\n{board[3:6]}\n{board[6:]}"
+
     def ask(self) -> Ask | None:
         if self.outcome is not None:
             return None
-        board = drawn(self.state)
-        text = f"you {'XO'[self.seat]}\n{board[:3]}\n{board[3:6]}\n{board[6:]}"
+        text = f"you {'XO'[self.seat]}\n{self}"
         return Ask(self.seat, ({"role": "user", "content": RULES + text if self.rules else text},))
 
     def tell(self, reply: str) -> None:
@@ -143,6 +152,9 @@ class TicTacToe:
 
     def _oppose(self, draws: random.Random) -> None:
         values = exact()[drawn(self.state)]
+        if self.person is not None:
+            self.state.apply_action(int(self.person(str(self), list(values))) - 1)
+            return
         if self.opponent == "mcts":
             import pyspiel
 

@@ -1,0 +1,78 @@
+"""train, doctor, view: commands about a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tropism.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tropism.record import Run
+
+Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False)]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE_OR_METHOD", show_default=False)]
+
+
+def train(
+    recipe: RecipeName,
+    settings: Settings = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe with every setting, and stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; an earlier run of this name is moved aside.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
+) -> None:
+    """Train a model by a recipe file, or by a method: tropism train grpo env=tictactoe train.steps=20"""
+    from tropism.recipe import load, text
+
+    if resume and fresh:
+        raise ConfigError("--resume continues a run and --fresh starts it over. Give one of them.")
+    resolved = load(recipe, settings or [])
+    if dry_run:
+        print(text(resolved), end="")
+        return
+    from tropism import api
+
+    try:
+        api.train(resolved, resume=resume, fresh=fresh, quiet=quiet)
+    except KeyboardInterrupt:
+        print("tropism: interrupted. Continue with --resume.", file=sys.stderr)
+        raise
+
+
+def doctor(recipe: RecipeName, settings: Settings = None) -> None:
+    """Make the checks that every run starts with, and train nothing."""
+    from tropism.recipe import load
+
+    resolved = load(recipe, settings or [])
+    from tropism import api
+
+    for line in api.doctor(resolved):
+        print(line)
+
+
+def view(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder under runs/.", show_default=False)],
+) -> None:
+    """Write a run's report.html again, from its record, and print its path."""
+    from tropism.record import Run
+    from tropism.view.report import write_report
+
+    stages = [Run(run)] if (run / "config.yaml").exists() else stages_of(run)
+    print(write_report(stages, run / "report.html"))
+
+
+def stages_of(run: Path) -> list[Run]:
+    """The records of a run with several stages, in the order of its recipe."""
+    from tropism.record import Run
+
+    found = {config.parent.name: Run(config.parent) for config in sorted(run.glob("*/config.yaml"))}
+    if not found:
+        raise ConfigError(f"{run} holds no run: there is no config.yaml in it or in a folder of it.")
+    names = [stage["name"] for stage in next(iter(found.values())).config.get("stages", [])]
+    return [found[name] for name in dict.fromkeys([*names, *found]) if name in found]
