@@ -1,0 +1,80 @@
+"""What is true of every method, on a batch with two rows for some episodes, unequal groups and stale policies."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from toy import forward, gradient, toy_batch
+from tropism.methods import METHODS
+from tropism.methods.grpo import GRPO
+
+close = torch.testing.assert_close
+VARIANTS = [
+    GRPO(scale="none", average="constant", longest=10),
+    GRPO(average="token", clip_high=0.28, dual_clip=3.0, scale="sample_std"),
+    GRPO(kl=0.3, scale="batch_std"),
+]
+EVERY = [*(method() for method in METHODS.values()), *VARIANTS]
+every = pytest.mark.parametrize("method", EVERY, ids=[*METHODS, "dr_grpo", "dapo", "with_kl"])
+
+
+@every
+def test_any_split_into_micro_batches_gives_the_same_gradient(method):
+    weights, batch = toy_batch()
+    whole = gradient(method, weights, batch)
+    assert whole.abs().sum() > 1e-3
+    close(gradient(method, weights, batch, [[0, 2, 3, 6, 1, 5], [4, 9], [7], [8]]), whole)
+    close(gradient(method, weights, batch, [[1], [3], [8], [4, 9], [7, 5, 0], [2, 6]]), whole)
+
+
+@every
+def test_nothing_off_the_mask_matters(method):
+    """Prompt, padding and what others said: their log-probabilities may be anything finite."""
+    weights, batch = toy_batch()
+    noise = torch.where(batch.action_mask, 0.0, torch.randn(batch.tokens.shape, dtype=torch.float64))
+    fields = ("behavior_logp", "proximal_logp", "reference_logp", "teacher_logp", "value")
+    dirty = batch.replace(**{name: getattr(batch, name) + noise for name in fields})
+    close(gradient(method, weights, dirty), gradient(method, weights, batch), rtol=0, atol=0)
+
+
+@every
+def test_order_of_rows_and_numbering_of_groups_and_episodes_do_not_matter(method):
+    weights, batch = toy_batch()
+    shuffled = batch[torch.tensor([7, 2, 9, 0, 4, 6, 8, 1, 3, 5])]
+    renamed = shuffled.replace(group=40 - shuffled.group, episode=100 - 3 * shuffled.episode)
+    close(gradient(method, weights, renamed), gradient(method, weights, batch))
+
+
+@every
+def test_the_loss_is_per_token_and_so_are_its_metrics(method):
+    weights, batch = toy_batch()
+    loss = method.loss(forward(weights, batch), batch, method.credit(batch))
+    for values in (loss.values, method.weights(batch), *loss.metrics.values()):
+        assert values.shape == batch.tokens.shape
+        assert values.isfinite().all() and values.is_floating_point()
+    assert loss.values.requires_grad and not any(values.requires_grad for values in loss.metrics.values())
+
+
+@every
+def test_credit_has_no_gradient_and_weights_are_zero_off_the_mask(method):
+    _, batch = toy_batch()
+    assert not method.credit(batch).advantage.requires_grad
+    assert (method.weights(batch)[~batch.action_mask] == 0).all()
+    assert (method.weights(batch)[batch.action_mask] > 0).all()
+
+
+@every
+def test_the_gradient_agrees_with_finite_differences(method):
+    weights, batch = toy_batch()
+    credit, share = method.credit(batch), method.weights(batch)
+    run = lambda table: (method.loss(forward(table, batch), batch, credit).values * share).sum()  # noqa: E731
+    assert torch.autograd.gradcheck(run, (weights,))
+
+
+@every
+def test_only_what_is_needed_is_read(method):
+    weights, batch = toy_batch()
+    optional = {f.name for f in dataclasses.fields(batch) if f.default is None} - {"behavior_logp", "proximal_logp"}
+    bare = batch.replace(**dict.fromkeys(optional - method.needs.measured))
+    close(gradient(method, weights, bare), gradient(method, weights, batch), rtol=0, atol=0)
