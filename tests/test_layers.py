@@ -235,8 +235,9 @@ def test_a_planted_import_is_found(tmp_path, path, line, complaint):
 
 def test_a_room_may_import_itself_and_what_stands_below(tmp_path):
     (tmp_path / "rollout").mkdir()
-    good = "import torch\nfrom tropism.rollout.render import Render\nfrom tropism.maths import logp\nimport tropism.types\n"
-    (tmp_path / "rollout" / "good.py").write_text(f"{good}def f():\n    import transformers\n")
+    good = ["import torch", "from tropism.rollout.render import Render", "from tropism.maths import logp"]
+    good += ["import tropism.types", "def f():", "    import transformers"]
+    (tmp_path / "rollout" / "good.py").write_text("\n".join(good))
     assert wrong_imports(tmp_path) == []
 
 

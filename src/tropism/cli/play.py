@@ -19,7 +19,6 @@ def play(
     seed: int = 0,
 ) -> None:
     """Play against a model. Who begins changes with every game; an empty line ends."""
-    from tropism import api
     from tropism.envs import find_class, options_of
     from tropism.recipe import assignments
     from tropism.types import Task, seed_of
@@ -28,6 +27,8 @@ def play(
     if "opponent" not in options_of(game):
         raise ConfigError(f"{env} has no opponent whose place a person could take. Use tictactoe, or play by eval.")
     options = dict(assignments(option or []))
+    from tropism import api
+
     chat = api.Chat(model, temperature=temperature, seed=seed)
     number = 0
     try:
