@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from tropism.envs import ENVS, open_source, own_weights, per_reply
+from tropism.envs import ENVS, open_source
 from tropism.envs.check import check_env
 from tropism.envs.reasoning import Reasoning
 from tropism.envs.tictactoe import TicTacToe
@@ -175,7 +175,6 @@ def test_a_class_in_a_file_is_found_and_its_options_are_checked(tmp_path):
     train, test = (open_source(name, {"needed": 1}, split=split, seed=0) for split in ("train", "test"))
     assert [train.task(n).seat for n in range(4)] == [0, 1, 0, 1]
     assert not {train.task(n).seed for n in range(1000)} & {test.task(n).seed for n in range(1000)}
-    assert own_weights(train) == {"a": 0.5} and per_reply(train) == frozenset()
     assert check_env(name, options={"needed": 1}) == []
     for options, says in [({}, "needs the option 'needed'"), ({"needed": 1, "hihg": 2}, "Did you mean high?")]:
         with pytest.raises(ConfigError, match=says.replace("?", r"\?")):
@@ -202,9 +201,3 @@ def test_every_registered_name_is_a_class_here():
     for reference in ENVS.values():
         module, _, name = reference.partition(":")
         assert (Path(__file__).parents[2] / "src" / Path(*module.split("."))).with_suffix(".py").is_file() and name
-
-
-def test_own_weights_are_the_environments():
-    source = open_source("tictactoe", {}, split="train", seed=0)
-    assert own_weights(source) == {"return": 1.0} and per_reply(source) == {"illegal"}
-    assert own_weights(open_source("reasoning", {}, split="train", seed=0)) == {"correct": 1.0}

@@ -175,9 +175,10 @@ def test_where_many_answers_are_right_another_than_the_reference_is_accepted():
 
 @pytest.mark.parametrize("dataset", HANGING)
 def test_combinations_that_never_return_are_refused(dataset):
-    with pytest.raises(ConfigError, match="levels 0 to 1"):
+    with pytest.raises(ConfigError, match="never ends or fails"):
         opened(dataset=dataset, level=2)
-    assert prompt(opened(dataset=dataset, level=1), 0)
+    if HANGING[dataset]:
+        assert prompt(opened(dataset=dataset, level=HANGING[dataset] - 1), 0)
 
 
 @pytest.mark.parametrize(

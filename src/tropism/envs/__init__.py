@@ -91,16 +91,3 @@ class Endless:
 
     def distinct(self) -> int | None:
         return None
-
-
-def own_weights(source: Source) -> dict[str, float]:
-    """The parts of `score` that count when a recipe names no rewards: the environment's `weights`, or all with 1."""
-    task = source.task(0)
-    env = source.open(task, 0)
-    parts = env.score(task.seat)
-    return {name: float(w) for name, w in getattr(env, "weights", dict.fromkeys(parts, 1.0)).items()}
-
-
-def per_reply(source: Source) -> frozenset[str]:
-    """The parts that reports divide by the number of replies."""
-    return frozenset(getattr(source.open(source.task(0), 0), "per_reply", ()))
