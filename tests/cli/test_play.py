@@ -1,6 +1,5 @@
 """A person in the opponent's place: the board is shown, moves are asked for, and the game is the ordinary one."""
 
-import importlib.util
 import io
 import subprocess
 import sys
@@ -13,8 +12,6 @@ from tropism.envs.tictactoe import TicTacToe
 from tropism.types import Task
 
 TROPISM = str(Path(sys.executable).parent / "tropism")
-
-needs_api = pytest.mark.skipif(importlib.util.find_spec("tropism.api") is None, reason="tropism.api is not written yet")
 
 
 def typed(monkeypatch, *lines):
@@ -66,7 +63,6 @@ def test_the_verdict_is_the_persons(score, remark, said):
     assert verdict(score, remark) == said
 
 
-@needs_api
 def test_a_game_can_be_played_through_stdin(tmp_path):
     words = [TROPISM, "play", "tiny", "--env", "tictactoe", "--seed", "1"]
     done = subprocess.run(words, cwd=tmp_path, input="5\n\n", capture_output=True, text=True, check=False, timeout=120)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tropism.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tropism.record import Run
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False)]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE_OR_METHOD", show_default=False)]
@@ -60,19 +57,14 @@ def view(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder under runs/.", show_default=False)],
 ) -> None:
     """Write a run's report.html again, from its record, and print its path."""
-    from tropism.record import Run
+    from tropism.record import Run, stages_of
     from tropism.view.report import write_report
 
     stages = [Run(run)] if (run / "config.yaml").exists() else stages_of(run)
-    print(write_report(stages, run / "report.html"))
+    from transformers import AutoTokenizer
 
+    from tropism.training.checkpoint import latest
 
-def stages_of(run: Path) -> list[Run]:
-    """The records of a run with several stages, in the order of its recipe."""
-    from tropism.record import Run
-
-    found = {config.parent.name: Run(config.parent) for config in sorted(run.glob("*/config.yaml"))}
-    if not found:
-        raise ConfigError(f"{run} holds no run: there is no config.yaml in it or in a folder of it.")
-    names = [stage["name"] for stage in next(iter(found.values())).config.get("stages", [])]
-    return [found[name] for name in dict.fromkeys([*names, *found]) if name in found]
+    model = latest(stages[-1].checkpoints_dir)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model) if model else None
+    print(write_report(stages, run / "report.html", tokenizer and tokenizer.decode))
