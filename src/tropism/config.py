@@ -145,6 +145,8 @@ class Eval:
     """Rollouts per task; with n > 1 pass@n is reported too."""
     temperature: float = 1.0
     """0 is greedy."""
+    greedy: bool = False
+    """Report the likeliest reply too, as eval/greedy/…"""
     best: str = ""
     """The metric that chooses the best checkpoint, e.g. eval/success; the higher the better. Empty: eval/reward."""
     env: Named | None = None
@@ -217,8 +219,8 @@ class Stage:
         if self.env is not None and "siblings" in needs.sampling and self.sampling.group_size < 2:
             method = type(self.method).__name__
             raise ConfigError(
-                f"{method} compares a rollout with its siblings, but sampling.group_size is {self.sampling.group_size}: "
-                "every advantage would be 0 and nothing would be learned. Use group_size >= 2 (8 is a good start)."
+                f"{method} compares a rollout with its siblings, but sampling.group_size is "
+                f"{self.sampling.group_size}: every advantage would be 0 and nothing would be learned. Use group_size >= 2 (8 is a good start)."
             )
         if self.data is not None and self.method.needs.sampling:
             raise ConfigError(

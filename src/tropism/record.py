@@ -72,8 +72,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
 class Watcher(Protocol):
     """Who is told how a run goes. It only looks: training is the same without it."""
 
-    def say(self, text: str) -> None:
-        """One line: a check that passed, a path, a warning."""
+    def say(self, text: str, mark: tuple[int, int] = (0, 0)) -> None:
+        """One line: a check that passed, a path, a warning. `mark`: the characters to bring out."""
         ...
 
     def begin(self, stage: str, steps: int, done: int) -> None:
@@ -295,3 +295,12 @@ def row_of(step: int, row: Mapping[str, Any]) -> dict[str, Any]:
         if filled.get(name) is not None:
             filled[name] = filled[name].encode("utf-8", "replace").decode()
     return filled
+
+
+def stages_of(run: Path) -> list[Run]:
+    """The records of a run with several stages, in the order of its recipe."""
+    found = {config.parent.name: Run(config.parent) for config in sorted(run.glob("*/config.yaml"))}
+    if not found:
+        raise ConfigError(f"{run} holds no run: there is no config.yaml in it or in a folder of it.")
+    names = [stage["name"] for stage in next(iter(found.values())).config.get("stages", [])]
+    return [found[name] for name in dict.fromkeys([*names, *found]) if name in found]

@@ -291,6 +291,10 @@ class Batch:
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
 
+    def narrow(self, width: int) -> Batch:
+        """The same rows, cut to the first `width` places; what is cut must be padding."""
+        return self.replace(**{name: value[:, :width] for name, value in self.tensors() if value.ndim > 1})
+
     def replace(self, **fields: Any) -> Batch:
         return dataclasses.replace(self, **fields)
 
@@ -306,6 +310,9 @@ class Credit:
 
     def __getitem__(self, rows: Any) -> Credit:
         return Credit(self.advantage[rows], None if self.target is None else self.target[rows])
+
+    def narrow(self, width: int) -> Credit:
+        return Credit(self.advantage[:, :width], None if self.target is None else self.target[:, :width])
 
 
 @dataclass(frozen=True, kw_only=True)

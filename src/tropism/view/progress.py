@@ -61,8 +61,10 @@ class Progress:
 
     # --------------------------------------------------------------------------------------------------- the Watcher
 
-    def say(self, text: str) -> None:
-        self.console.print(Text(visible(text)), soft_wrap=True)
+    def say(self, text: str, mark: tuple[int, int] = (0, 0)) -> None:
+        line = Text(visible(text))
+        line.stylize("bold green", *mark)
+        self.console.print(line, soft_wrap=True)
 
     def begin(self, stage: str, steps: int, done: int) -> None:
         self.close()

@@ -38,7 +38,7 @@ class Tracker:
                 "`pip install tropism[track]`, or take it out of report_to; metrics.jsonl is written either way."
             ) from error
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, mark: tuple[int, int] = (0, 0)) -> None:
         pass
 
     def begin(self, stage: str, steps: int, done: int) -> None:

@@ -1,0 +1,1 @@
+"""From rollouts or rows to new weights: collate, measure, update, checkpoint."""

@@ -1,0 +1,150 @@
+"""Checkpoints: a Hugging Face directory, and beside it everything that resume needs.
+
+    checkpoint-N/            config.json, model.safetensors, tokenizer files: `from_pretrained` loads it
+    checkpoint-N/state/      trainer.json (readable), trainer.pt (optimizer, memory, random number generators),
+                             model.safetensors (float32 weights, only where the directory holds another dtype)
+
+A checkpoint is written under another name, flushed to disk and renamed: it is whole, or it is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from tropism.record import saving
+from tropism.training.model import Policy
+from tropism.training.optim import AdamW
+
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass
+class State:
+    """All that moves during a stage, beside weights and optimizer."""
+
+    step: int = 0
+    """Finished steps."""
+    cursor: int = 0
+    """Next task, or next row of data."""
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """What the method remembers."""
+    domains: dict[str, int] = field(default_factory=dict)
+    """Codes of the domains seen so far."""
+    quiet: int = 0
+    """Steps in a row without any signal."""
+    updates: int = 0
+    """Optimizer steps that moved the weights."""
+    tokens: int = 0
+    """Tokens trained on."""
+    best: float | None = None
+    """The best value so far of the metric that chooses the best checkpoint."""
+    best_step: int = 0
+
+
+def save(path: Path, policy: Policy, optimizer: AdamW, state: State) -> Path:
+    """Write checkpoint-N under `path`, whole or not at all."""
+    final = path / f"checkpoint-{state.step}"
+    partial = path / f".partial-{state.step}"
+    with saving(final):
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "state").mkdir(parents=True)
+        policy.save(partial)
+        facts = asdict(state)
+        memory = facts.pop("memory")
+        if policy.settings.save != "float32":
+            torch.save(policy.module.state_dict(), partial / "state" / "weights.pt")
+        torch.save({"optimizer": optimizer.state_dict(), "memory": memory, "random": generators()}, partial / FILE)
+        (partial / "state" / "trainer.json").write_text(json.dumps(facts, indent=1))
+        for file in partial.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)
+                flush(file)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        flush(path)
+    return final
+
+
+FILE = Path("state") / "trainer.pt"
+
+
+def restore(path: Path, policy: Policy, optimizer: AdamW) -> State:
+    """Bring weights, optimizer and random number generators back; returns the rest."""
+    from safetensors.torch import load_model
+
+    device = policy.device
+    exact = path / "state" / "weights.pt"
+    if exact.exists():
+        policy.module.load_state_dict(torch.load(exact, map_location=device, weights_only=True))
+    else:
+        load_model(policy.module, path / "model.safetensors", device=str(device))
+    saved = torch.load(path / FILE, map_location="cpu", weights_only=False)
+    optimizer.load_state_dict(saved["optimizer"])
+    set_generators(saved["random"])
+    facts = json.loads((path / "state" / "trainer.json").read_text())
+    return State(**facts, memory={name: value.to(device) for name, value in saved["memory"].items()})
+
+
+def latest(path: Path) -> Path | None:
+    """The newest whole checkpoint in a directory of checkpoints."""
+    found = saved_in(path)
+    return found[max(found)] if found else None
+
+
+def saved_in(path: Path) -> dict[int, Path]:
+    """Step -> checkpoint."""
+    if not path.is_dir():
+        return {}
+    named = ((NAME.fullmatch(entry.name), entry) for entry in path.iterdir())
+    return {int(match[1]): entry for match, entry in named if match and (entry / FILE).exists()}
+
+
+def prune(path: Path, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest `keep` and the best."""
+    found = saved_in(path)
+    for step in sorted(found)[:-keep]:
+        if step != best_step:
+            shutil.rmtree(found[step])
+
+
+def generators() -> dict[str, Any]:
+    """The state of every global random number generator: the library draws from none, a user's reward may."""
+    found: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    found["numpy"] = numpy.random.get_state(legacy=False)
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state_all()
+    return found
+
+
+def seed_generators(seed: int) -> None:
+    """Start every global generator from the run's seed, whatever ran before in this process."""
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def set_generators(saved: dict[str, Any]) -> None:
+    random.setstate(saved["python"])
+    numpy.random.set_state(saved["numpy"])
+    torch.set_rng_state(saved["torch"])
+    if "cuda" in saved and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(saved["cuda"])
+
+
+def flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,108 @@
+"""Brings a run to the doctor: a few probe rollouts, the policy as callables, one line per check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tropism.errors import CheckFailed
+from tropism.signals.frozen import measure
+from tropism.training.checkpoint import State
+from tropism.training.collate import collate
+from tropism.training.learn import Job, Playing
+from tropism.training.model import Policy
+from tropism.training.numbers import failed
+from tropism.training.update import micro_batch_rows
+from tropism.types import Batch, Credit, Rollout
+from tropism.watch import doctor
+
+GROUPS = 4
+"""Tasks of the probe."""
+
+
+def examine(job: Job) -> bool:
+    """Run every check; returns whether sampler and trainer count as one policy. Weights and state stay as they were."""
+    temperature = job.stage.sampling.temperature if job.stage.env else 1.0
+    rollouts = probe(job)
+    batch = collated(rollouts, job.policy)
+    frozen = job.policy.measuring(temperature, job.stage.train)
+    exact = True
+    if isinstance(job.draw, Playing):
+        draw = job.draw
+        line, exact = doctor.agreement(batch, frozen, job.policy.settings.compute)
+        job.watcher.say(line)
+
+        def again() -> Batch:
+            return collated(draw.play(State(step=-2), 1, 0), job.policy)
+
+        job.watcher.say(doctor.reaches_sampler(batch, again, frozen, lambda: perturbed(job.policy)))
+    offline = job.stage.data is not None
+    job.watcher.say(doctor.stop_is_trained(rollouts, batch, job.policy.words.stop_ids, offline))
+    job.watcher.say(*doctor.mask_is_reply(rollouts, batch, job.policy.tokenizer.decode))
+    batch = measure(
+        batch, job.stage.method.needs, policy=None if exact and not offline else frozen, reference=job.reference
+    )
+    tolerance = 1e-3 if job.policy.settings.compute == "float32" else 5e-2
+    most = int(batch.length.max()) * len(batch)
+    job.watcher.say(doctor.splits_agree(lambda tokens: gradient(job, batch, tokens, temperature), most, tolerance))
+    return exact
+
+
+def probe(job: Job) -> list[Rollout]:
+    """A few of the first rollouts, scored as in training; the run's own state does not move."""
+    if not isinstance(job.draw, Playing):
+        return job.draw(State())[:32]
+    small = replace(job.stage.sampling, groups=min(GROUPS, job.stage.sampling.groups), max_draws=1)
+    draw = replace(job.draw, stage=replace(job.stage, sampling=small, train=replace(job.stage.train, mini_batches=1)))
+    rollouts = draw.score(draw.play(State(step=-1), small.groups, 0))
+    bad = failed(rollouts)
+    if len(bad) == len(rollouts):
+        failure = bad[0].failure
+        assert failure is not None
+        raise CheckFailed(
+            f"none of {len(rollouts)} probe rollouts could be played and scored. The first one says: "
+            f"{failure.where}: {failure.reason}"
+        )
+    return [r for r in rollouts if r.failure is None]
+
+
+def collated(rollouts: Sequence[Rollout], policy: Policy) -> Batch:
+    return collate(rollouts, codes={}, device=policy.device)
+
+
+def gradient(job: Job, batch: Batch, tokens: int, temperature: float) -> Tensor:
+    """Flattened gradient of the method's objective under random credit, cut at `tokens` per micro-batch."""
+    method, module = job.stage.method, job.policy.module
+    noise = torch.randn(batch.token_reward.shape, generator=torch.Generator().manual_seed(0)).to(batch.tokens.device)
+    credit = Credit(noise * batch.action_mask, noise * batch.action_mask)
+    weights = method.weights(batch)
+    for rows in micro_batch_rows(batch.length, tokens):
+        width = int(batch.length[rows].max())
+        piece = batch[rows].narrow(width)
+        result = method.loss(job.policy.forward(piece, temperature), piece, credit[rows].narrow(width))
+        (result.values * weights[rows, :width]).sum().backward()
+    found = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
+    module.zero_grad(set_to_none=True)
+    return torch.cat(found) if found else torch.zeros(1)
+
+
+@contextmanager
+def perturbed(policy: Any) -> Iterator[None]:
+    """Add noise to every weight matrix, a tenth of its own spread; put the very same numbers back."""
+    matrices = [p for p in policy.module.parameters() if p.ndim > 1]
+    kept = [p.detach().clone() for p in matrices]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in matrices:
+            p += torch.randn(p.shape, generator=generator).to(p) * p.std() * 0.1
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old in zip(matrices, kept, strict=True):
+                p.copy_(old)

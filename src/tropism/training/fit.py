@@ -1,0 +1,103 @@
+"""Offline: rows of data, or an environment's own demonstrations, as rollouts for the same loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tropism.config import Data
+from tropism.envs import open_source
+from tropism.envs.rows import read_rows
+from tropism.errors import ConfigError
+from tropism.rollout.render import Render
+from tropism.training.checkpoint import State
+from tropism.types import Message, Prompt, Rollout, Source, Task, Turn, seed_of
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Draws `batch` rollouts a step, in a new order every epoch."""
+
+    rollouts: Sequence[Rollout]
+    batch: int
+    seed: int
+
+    def __call__(self, state: State) -> list[Rollout]:
+        count, start = len(self.rollouts), state.cursor
+        state.cursor += self.batch
+        places = range(start, state.cursor)
+        orders = {epoch: self.order(epoch) for epoch in {place // count for place in places}}
+        return [self.rollouts[orders[place // count][place % count]] for place in places]
+
+    def order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
+        return list(torch.randperm(len(self.rollouts), generator=generator).tolist())
+
+
+def load_rollouts(data: Data, words: Render, seed: int) -> list[Rollout]:
+    """Everything there is to read, rendered once."""
+    if data.demos is not None:
+        source = open_source(data.demos.name, data.demos.options, split="train", seed=seed)
+        return [demonstration(source, number, words) for number in range(data.episodes)]
+    rows = read_rows(data.path, data.split)
+    if not rows:
+        raise ConfigError(f"{data.path} has no rows, so there is nothing to learn from.")
+    return [from_row(row, number, words) for number, row in enumerate(rows)]
+
+
+def demonstration(source: Source, number: int, words: Render) -> Rollout:
+    """One episode in which the environment answers itself."""
+    task = source.task(number)
+    env = source.open(task, 0)
+    if not hasattr(env, "demonstrate"):
+        raise ConfigError(
+            f"data.demos names {task.env}, which has no `demonstrate`, so it cannot write replies to learn from. "
+            "Give the environment that method, or use data.path."
+        )
+    said: dict[int, list[Turn]] = {}
+    while (ask := env.ask()) is not None:
+        turns, reply = said.setdefault(ask.seat, []), str(env.demonstrate())
+        turns.append(given(ask.prompt, reply, turns[-1] if turns else None, words))
+        env.tell(reply)
+    turns = [turn for seat in said.values() for turn in seat]
+    return Rollout(task=task, group=number, turns=tuple(turns), success=True)
+
+
+def given(prompt: Prompt, reply: str, before: Turn | None, words: Render) -> Turn:
+    return Turn(context=words.context(prompt, before), action=words.action(prompt, reply), prompt=prompt, reply=reply)
+
+
+def from_row(row: Mapping[str, Any], number: int, words: Render) -> Rollout:
+    """TRL's columns: `messages`, or `prompt` and `completion`, or `text`. Every assistant message is learned from."""
+    turns: list[Turn] = []
+    if row.get("messages") is not None:
+        turns = conversation((), row["messages"], words)
+    elif row.get("prompt") is not None and row.get("completion") is not None:
+        prompt, completion = row["prompt"], row["completion"]
+        if isinstance(prompt, str):
+            turns = [given(prompt, str(completion), None, words)]
+        else:
+            turns = conversation(prompt, completion, words)
+    elif row.get("text") is not None:
+        ids = words.context(str(row["text"]))
+        turns = [Turn(context=ids[:1], action=[*ids[1:], words.stop_ids[0]], reply=str(row["text"]))]
+    if not turns:
+        raise ConfigError(
+            f"row {number} has the columns {', '.join(row)}, but learning from it needs messages with an assistant's "
+            "reply, or prompt and completion, or text."
+        )
+    return Rollout(task=Task(env="data", columns=row), group=number, turns=tuple(turns), success=True)
+
+
+def conversation(past: Sequence[Message], rest: Sequence[Message], words: Render) -> list[Turn]:
+    turns: list[Turn] = []
+    heard = list(past)
+    for message in rest:
+        if message["role"] == "assistant":
+            before = turns[-1] if turns else None
+            turns.append(given(tuple(heard), message["content"], before, words))
+        heard.append({"role": message["role"], "content": message["content"]})
+    return turns

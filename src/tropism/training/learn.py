@@ -1,0 +1,218 @@
+"""The loop: draw, measure, credit, update, remember, record. Online it plays; offline `fit.py` reads rows instead."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tropism.config import Stage
+from tropism.record import Run, Watcher
+from tropism.rollout.play import play
+from tropism.signals.frozen import Forward, measure
+from tropism.training import checkpoint
+from tropism.training.checkpoint import State
+from tropism.training.collate import collate
+from tropism.training.evaluate import Evaluation
+from tropism.training.model import Policy
+from tropism.training.numbers import LEFT_OUT, rollout_numbers
+from tropism.training.optim import AdamW, scheduled
+from tropism.training.ranks import Ranks
+from tropism.training.rows import record_rows
+from tropism.training.update import update
+from tropism.types import Failure, Rollout, SamplingParams, Source, seed_of
+from tropism.watch import guard
+
+
+class Draw(Protocol):
+    """Where a step's rollouts come from. It moves `state.cursor`, and holds nothing that resume would need."""
+
+    def __call__(self, state: State) -> list[Rollout]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A stage, ready to run."""
+
+    stage: Stage
+    policy: Policy
+    optimizer: AdamW
+    draw: Draw
+    run: Run
+    watcher: Watcher
+    seed: int
+    evaluation: Evaluation | None = None
+    reference: Forward | None = None
+    exact: bool = True
+    """Sampler and trainer agree, so that proximal log-probs need no pass of their own."""
+    per_reply: frozenset[str] = frozenset()
+    ranks: Ranks = field(default_factory=Ranks)
+
+
+def learn(job: Job, state: State) -> None:
+    """Train to the last step, from wherever `state` stands."""
+    train = job.stage.train
+    if state.step == 0:
+        evaluate(job, state)
+    while state.step < train.steps:
+        with clocked() as times:
+            metrics, rollouts = one_step(job, state, times)
+        job.run.log(state.step, metrics | {f"time/{name}": seconds for name, seconds in times.items()})
+        job.watcher.step(state.step, metrics | {"time/step": times["step"]}, rollouts)
+        last = state.step == train.steps
+        if job.stage.eval.every and (state.step % job.stage.eval.every == 0 or last):
+            evaluate(job, state)
+        if last or (train.save_every and state.step % train.save_every == 0):
+            save(job, state)
+        guard.stalled(state.quiet, train.patience, rollouts)
+
+
+def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str, float], list[Rollout]]:
+    """Draw, measure, credit, update and remember; `state` then stands after the step."""
+    method, train, policy = job.stage.method, job.stage.train, job.policy
+    temperature = job.stage.sampling.temperature if job.stage.env else 1.0
+    with timed(times, "draw"):
+        rollouts = job.draw(state)
+    batch = collate(
+        rollouts,
+        codes=state.domains,
+        step=state.step,
+        steps=train.steps,
+        memory=state.memory,
+        device=policy.device,
+    )
+    numbers = rollout_numbers(rollouts, job.per_reply) if job.stage.env else {}
+    guard.failing(rollouts, train.failure_limit)
+    with timed(times, "measure"):
+        frozen = None if job.exact and batch.behavior_logp is not None else policy.measuring(temperature, train)
+        batch = measure(batch, method.needs, policy=frozen, reference=job.reference)
+        whole, mine = job.ranks.gather(batch)
+        credit = method.credit(whole)[mine].narrow(batch.tokens.shape[1])
+    with timed(times, "update"):
+        per_step = (train.epochs * train.mini_batches) if job.stage.env else 1
+        metrics, weights = update(
+            batch,
+            credit,
+            method,
+            lambda rows: policy.forward(rows, temperature),
+            job.optimizer,
+            lambda k: scheduled(train, state.step * per_step + k, train.steps * per_step),
+            epochs=train.epochs if job.stage.env else 1,
+            mini_batches=train.mini_batches if job.stage.env else 1,
+            micro_tokens=train.micro_tokens,
+            seed=seed_of(job.seed, "update", state.step),
+            ranks=job.ranks,
+        )
+    if hasattr(method, "remember"):
+        state.memory = method.remember(whole)
+    signal = bool(credit.advantage.any()) or not job.stage.env
+    state.quiet = 0 if signal and metrics["updates"] else state.quiet + 1
+    state.updates += int(metrics["updates"])
+    state.tokens += int(batch.length.sum())
+    state.step += 1
+    if job.stage.env and (state.step % train.record_every == 0 or state.step in (1, train.steps)):
+        with timed(times, "record"):
+            job.run.save_rollouts(state.step, record_rows(rollouts, batch, credit.advantage, weights))
+    return numbers | metrics | {"num_tokens": float(state.tokens)}, rollouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Playing:
+    """Online: draw tasks, play them, score them; draw again for groups without contrast if the method needs it."""
+
+    stage: Stage
+    source: Source
+    policy: Policy
+    score: Callable[[Sequence[Rollout]], list[Rollout]]
+    seed: int
+
+    def __call__(self, state: State) -> list[Rollout]:
+        sampling, contrast = self.stage.sampling, "contrast" in self.stage.method.needs.sampling
+        kept: list[Rollout] = []
+        missing = sampling.groups
+        for draw in range(sampling.max_draws if contrast else 1):
+            rollouts = self.score(self.play(state, missing, draw))
+            if contrast:
+                rollouts, full = without_contrast(rollouts, sampling.contrast_on)
+                missing -= full
+            kept += rollouts
+            if missing <= 0:
+                break
+        return kept
+
+    def play(self, state: State, groups: int, draw: int) -> list[Rollout]:
+        sampling = self.stage.sampling
+        numbers = range(state.cursor, state.cursor + groups)
+        state.cursor += groups
+        tasks = [(self.source.task(n), n, sibling) for n in numbers for sibling in range(sampling.group_size)]
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            seed=seed_of(self.seed, "play", state.step, draw),
+        )
+        return play(
+            tasks,
+            self.source,
+            self.policy.sampler,
+            self.policy.words,
+            params,
+            max_turns=sampling.max_turns,
+            version=state.step,
+        )
+
+
+def without_contrast(rollouts: Sequence[Rollout], on: str) -> tuple[list[Rollout], int]:
+    """Mark the rollouts of groups that are equal throughout; returns them all, and how many groups differ."""
+    from dataclasses import replace
+
+    seen: dict[tuple[int, int], set[Any]] = {}
+    for r in rollouts:
+        values = seen.setdefault((r.group, r.task.seat), set())
+        if r.failure is None:
+            values.add(getattr(r, on))
+    reason = Failure(LEFT_OUT, f"no_contrast: all siblings have the same {on}")
+    equal = {key for key, values in seen.items() if len(values) < 2}
+    marked = [
+        replace(r, failure=reason) if (r.group, r.task.seat) in equal and r.failure is None else r for r in rollouts
+    ]
+    return marked, len({group for group, _ in seen} - {group for group, _ in equal})
+
+
+def evaluate(job: Job, state: State) -> None:
+    """Play the held-out tasks; keep the best checkpoint by a held-out metric."""
+    if job.evaluation is None:
+        return
+    times: dict[str, float] = {}
+    with timed(times, "eval"):
+        metrics, rollouts = job.evaluation(state.step)
+    job.run.log(state.step, metrics | {"time/eval": times["eval"]})
+    job.run.save_rollouts(state.step, record_rows(rollouts), kind="eval")
+    job.watcher.step(state.step, metrics, rollouts)
+    name = job.stage.eval.best or "eval/reward"
+    value = metrics.get(name)
+    if value is not None and (state.best is None or value > state.best):
+        state.best, state.best_step = value, state.step
+        if state.step:
+            save(job, state)
+        job.run.note("best", {"metric": name, "value": value, "step": state.step})
+
+
+def save(job: Job, state: State) -> None:
+    checkpoint.save(job.run.checkpoints_dir, job.policy, job.optimizer, state)
+    checkpoint.prune(job.run.checkpoints_dir, job.stage.train.keep, state.best_step)
+
+
+@contextmanager
+def timed(times: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    times[name] = times.get(name, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def clocked() -> Iterator[dict[str, float]]:
+    times: dict[str, float] = {}
+    with timed(times, "step"):
+        yield times

@@ -1,0 +1,204 @@
+"""The policy: a causal language model of transformers, its tokenizer, its precision, and its forward pass.
+
+Dropout is off throughout: the sampler and the loss must speak about one distribution.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tropism.config import Model, Train
+from tropism.errors import ConfigError
+from tropism.maths.logp import entropy, log_softmax, of_tokens, of_topk, placed, predicting
+from tropism.rollout.render import Render
+from tropism.rollout.sampler import Local
+from tropism.training.update import micro_batch_rows
+from tropism.types import Batch, Output
+
+SIZES = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True, "max_position_embeddings": 1024}
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": ("qwen3", SIZES | GROUPED),
+    "tiny-llama": ("llama", SIZES | GROUPED),
+    "tiny-mistral": ("mistral", SIZES | GROUPED | {"sliding_window": None}),
+    "tiny-gemma": ("gemma", SIZES | GROUPED),
+    "tiny-gpt2": ("gpt2", {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 1024}),
+}
+"""Preset -> (model type, configuration). About half a million parameters each, over bytes."""
+
+ROLES = ("system", "user", "assistant", "tool")
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+class Policy:
+    """The model that learns.
+
+    Attributes:
+        module: the transformers model, weights in float32.
+        words: renders prompts for it.
+        sampler: decodes with `module` itself.
+        context: longest sequence it can read, in tokens.
+    """
+
+    def __init__(self, module: Any, tokenizer: Any, settings: Model) -> None:
+        self.settings, self.tokenizer = settings, tokenizer
+        self.device = device_of(settings.device)
+        self.module: Any = module.to(self.device).float().eval()
+        if settings.gradient_checkpointing:
+            for part in self.module.modules():
+                if isinstance(part, nn.Dropout):
+                    part.p = 0.0
+            self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.context = int(getattr(module.config, "max_position_embeddings", 1 << 30))
+        self.words = Render(tokenizer, stop_ids(module, tokenizer))
+        self.sampler = Local(self.module, self.words.stop_ids, self.context, self.precision)
+
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """The autocast of every forward pass, of sampler and trainer alike."""
+        if self.settings.compute == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def forward(self, batch: Batch, temperature: float = 1.0) -> Output:
+        """Log-probs, entropies and (at `batch.topk_ids`) top-K log-probs of the tokens the policy chose.
+
+        Rows are padded on the right, so causal attention alone keeps padding out of every real token; the head runs
+        only at positions that predict an action token of some row.
+        """
+        positions = predicting(batch.action_mask)
+        with self.precision():
+            out = self.module(input_ids=batch.tokens, use_cache=False, logits_to_keep=positions)
+        logp = log_softmax(out.logits, temperature)
+        mask = batch.action_mask
+        topk = None if batch.topk_ids is None else of_topk(logp, batch.topk_ids, positions, mask)
+        return Output(
+            logp=of_tokens(logp, batch.tokens, positions, mask),
+            entropy=placed(entropy(logp), positions, mask),
+            topk_logp=topk,
+        )
+
+    def measuring(self, temperature: float, train: Train) -> Callable[[Batch], Output]:
+        """The same without gradient, over any number of rows: padded [N, T] as the batch."""
+
+        @torch.no_grad()
+        def measure(batch: Batch) -> Output:
+            logp, spread = torch.zeros_like(batch.token_reward), torch.zeros_like(batch.token_reward)
+            for part in micro_batch_rows(batch.length, train.micro_tokens):
+                width = int(batch.length[part].max())
+                out = self.forward(batch[part].narrow(width), temperature)
+                logp[part, :width], spread[part, :width] = out.logp, out.entropy
+            return Output(logp=logp, entropy=spread)
+
+        return measure
+
+    def save(self, path: Path) -> None:
+        """A directory that `from_pretrained` loads, in the dtype of `model.save`, readable by everybody."""
+        state = self.module.state_dict()
+        if self.settings.save == "bfloat16":
+            state = {name: value.to(torch.bfloat16) for name, value in state.items()}
+        self.module.save_pretrained(path, state_dict=state)
+        self.tokenizer.save_pretrained(path)
+        for file in path.iterdir():
+            file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def load_policy(settings: Model, seed: int = 0) -> Policy:
+    """Make a preset from its configuration (weights drawn from `seed`), or load a directory or hub id."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if settings.path in PRESETS:
+        return Policy(*preset(settings.path, settings.shape, seed), settings)
+    if settings.shape:
+        raise ConfigError(
+            f"model.shape changes a preset, but model.path is {settings.path!r}, whose shape is given by its weights. "
+            f"Drop model.shape, or start from a preset: {', '.join(PRESETS)}."
+        )
+    return Policy(*pretrained(settings.path), settings)
+
+
+def preset(name: str, shape: Mapping[str, Any], seed: int) -> tuple[Any, Any]:
+    """(model, tokenizer) of a preset with random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind, sizes = PRESETS[name]
+    tokenizer = byte_tokenizer()
+    known = AutoConfig.for_model(kind).to_dict()
+    unknown = [key for key in shape if key not in known]
+    if unknown:
+        raise ConfigError(f"model.shape.{unknown[0]} is not a setting of {kind}. It has: {', '.join(sorted(known))}.")
+    special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = AutoConfig.for_model(kind, **({"vocab_size": len(tokenizer)} | special | sizes | dict(shape)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = AutoModelForCausalLM.from_config(config)
+    module.generation_config.eos_token_id = tokenizer.eos_token_id
+    return module, tokenizer
+
+
+def byte_tokenizer() -> Any:
+    """Byte-level BPE without merges: one token per byte, every text round-trips; a mark per role and one for the end."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", pad_token="<|pad|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{role}|>" for role in ROLES]})
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def pretrained(path: str) -> tuple[Any, Any]:
+    """(model, tokenizer) of a local directory or hub id; both are needed, and said so."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    local = Path(path)
+    if (os.sep in path or path.startswith(".")) and not local.is_dir() and path.count("/") != 1:
+        raise ConfigError(f"model.path is {path!r}, but there is no such directory. Presets: {', '.join(PRESETS)}.")
+    if local.is_dir() and not (local / "config.json").exists():
+        raise ConfigError(f"{path} has no config.json, so it is not a model directory. Name the checkpoint itself.")
+    try:
+        module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path {path!r} could not be loaded: {first_line(error)}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} has a model but no tokenizer that can be loaded, so no prompt can be given to it: "
+            f"{first_line(error)} Copy tokenizer.json and tokenizer_config.json into the directory."
+        ) from error
+    return module, tokenizer
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def stop_ids(module: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a reply: the tokenizer's first, then those of the generation config."""
+    found = [tokenizer.eos_token_id]
+    given = getattr(module.generation_config, "eos_token_id", None)
+    found += given if isinstance(given, list) else [given]
+    return list(dict.fromkeys(n for n in found if n is not None))
+
+
+def device_of(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,60 @@
+"""What a step's rollouts say about themselves, under the names that TRL's dashboards use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+
+from tropism.types import Rollout, Stop
+
+LEFT_OUT = "contrast"
+"""`Failure.where` of a rollout whose siblings all earned the same: nothing failed, it is only not trained on."""
+
+
+def failed(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    return [r for r in rollouts if r.failure is not None and r.failure.where != LEFT_OUT]
+
+
+def rollout_numbers(rollouts: Sequence[Rollout], per_reply: frozenset[str] = frozenset()) -> dict[str, float]:
+    """Means over rollouts that were scored; `per_reply` parts are divided by the number of replies instead."""
+    bad = {id(r) for r in failed(rollouts)}
+    good = [r for r in rollouts if id(r) not in bad]
+    numbers = {"failures": len(bad) / max(len(rollouts), 1)}
+    if not good:
+        return numbers
+    turns = [turn for r in good for turn in r.turns]
+    lengths = [len(turn.action) for turn in turns]
+    groups: dict[tuple[int, int], set[float]] = {}
+    for r in good:
+        groups.setdefault((r.group, r.task.seat), set()).add(r.reward)
+    numbers |= {
+        "reward": fmean(r.reward for r in good),
+        "reward_std": pstdev([r.reward for r in good]),
+        "frac_reward_zero_std": fmean(len(rewards) == 1 for rewards in groups.values()),
+        "success": fmean(r.success for r in good),
+        "completions/mean_length": fmean(lengths),
+        "completions/max_length": max(lengths),
+        "completions/clipped_ratio": fmean(turn.stop is Stop.truncated for turn in turns),
+        "turns": len(turns) / len(good),
+    }
+    for name in sorted({name for r in good for name in r.rewards}):
+        values = [r.rewards[name] for r in good if name in r.rewards]
+        count = len(turns) if name in per_reply else len(values)
+        numbers[f"rewards/{name}/mean"] = sum(values) / count
+    return numbers
+
+
+def eval_numbers(
+    rollouts: Sequence[Rollout], samples: int, per_reply: frozenset[str] = frozenset()
+) -> dict[str, float]:
+    """Held-out numbers: reward, success, every part, and with several samples per task pass@n."""
+    numbers = rollout_numbers(rollouts, per_reply)
+    parts = {name.split("/")[1]: value for name, value in numbers.items() if name.startswith("rewards/")}
+    kept = ("reward", "success", "failures", "completions/mean_length", "completions/clipped_ratio")
+    found = {name: numbers[name] for name in kept if name in numbers} | parts
+    if samples > 1:
+        passed: dict[int, bool] = {}
+        for r in rollouts:
+            passed[r.group] = passed.get(r.group, False) or r.success
+        found[f"pass@{samples}"] = fmean(passed.values())
+    return found

@@ -1,0 +1,52 @@
+"""AdamW with a schedule, clipping, and a refusal to step on numbers that are not finite."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from tropism.config import Train
+
+
+class AdamW:
+    """Loshchilov and Hutter 2019, arXiv:1711.05101. Weight decay acts on matrices only."""
+
+    def __init__(self, module: nn.Module, train: Train) -> None:
+        self.train = train
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        matrices = [p for p in self.parameters if p.ndim > 1]
+        others = [p for p in self.parameters if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.inner = torch.optim.AdamW([g for g in groups if g["params"]], lr=train.learning_rate, betas=train.betas)
+
+    def step(self, rate: float) -> dict[str, float]:
+        """Clip, move, and forget the gradient. A gradient that is not finite moves nothing and is counted."""
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            if self.train.max_grad_norm > 0:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.train.max_grad_norm, norm)
+            for group in self.inner.param_groups:
+                group["lr"] = rate
+            self.inner.step()
+        self.inner.zero_grad(set_to_none=True)
+        return {"grad_norm": float(norm), "learning_rate": rate} if finite else {"skipped": 1.0, "not_finite": 1.0}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+
+def scheduled(train: Train, done: int, total: int) -> float:
+    """Learning rate of optimizer step `done` (from 0) of `total`: linear warm-up from 0, then the chosen decay."""
+    if done < train.warmup:
+        return train.learning_rate * (done + 1) / train.warmup
+    share = (done - train.warmup) / max(total - train.warmup, 1)
+    fall = {"none": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}[train.decay]
+    return train.learning_rate * (train.final + (1 - train.final) * fall)

@@ -1,0 +1,239 @@
+"""A recipe from its first stage to its last: open, check, train, or take up where a killed run left off."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tropism import recipe as recipes
+from tropism.config import Model, Named, Recipe, Stage
+from tropism.envs import find_class, open_source
+from tropism.errors import ConfigError, TropismError
+from tropism.record import Run, Watcher
+from tropism.rewards import find_scorer
+from tropism.rewards.score import score
+from tropism.training import checkpoint
+from tropism.training.checkpoint import State
+from tropism.training.evaluate import Evaluation
+from tropism.training.examine import examine
+from tropism.training.fit import Reading, load_rollouts
+from tropism.training.learn import Draw, Job, Playing, learn
+from tropism.training.model import Policy, load_policy
+from tropism.training.optim import AdamW
+from tropism.types import Rollout, seed_of
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where everything is."""
+
+    path: Path
+    """The run directory."""
+    model: Path
+    """The last stage's last checkpoint."""
+    best: Path | None
+    """Its best one by a held-out metric, if it was evaluated."""
+    runs: tuple[Run, ...]
+    """One record per stage."""
+
+
+def run(recipe: Recipe, watcher: Watcher, *, resume: bool = False, fresh: bool = False) -> Result:
+    """Every stage in turn; each starts from the model that the one before left.
+
+    Args:
+        resume: continue a run of this name; the recipe must be the same.
+        fresh: move a run of this name out of the way first.
+
+    Raises:
+        ConfigError, CheckFailed, GuardStopped: see errors.py.
+    """
+    path = Path(recipe.output) / recipe.name
+    if fresh:
+        set_aside(path)
+    if path.exists() and not resume:
+        raise ConfigError(
+            f"{path} holds a run already. Continue it with --resume, move it out of the way with --fresh, or choose "
+            "another name (name=…)."
+        )
+    resumable = {stage.name: unchanged(path / stage.name, recipe) for stage in recipe.stages} if resume else {}
+    model, runs, trained = recipe.model, [], 0
+    for stage in recipe.stages:
+        record = resumable.get(stage.name)
+        trained += run_stage(recipe, stage, model, path / stage.name, record, watcher)
+        runs.append(Run(path / stage.name))
+        last = checkpoint.latest(runs[-1].checkpoints_dir)
+        assert last is not None
+        model = replace(recipe.model, path=str(last), shape={})
+    if trained == 0:
+        raise ConfigError(
+            f"{path} is finished, so there is nothing to resume. Its model is {model.path}. To train on, start another "
+            "run from it: model.path=… name=…"
+        )
+    best = runs[-1].notes().get("best", {}).get("step")
+    found = checkpoint.saved_in(runs[-1].checkpoints_dir)
+    return Result(path, Path(model.path), found.get(best), tuple(runs))
+
+
+def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Run | None, watcher: Watcher) -> int:
+    """One stage; returns how many steps it trained now."""
+    start = checkpoint.latest(record.checkpoints_dir) if record else None
+    if start is not None and start.name == f"checkpoint-{stage.train.steps}":
+        return 0
+    if stage.train.threads:
+        torch.set_num_threads(stage.train.threads)
+    policy = load_policy(model, recipe.seed)
+    job = open_job(recipe, stage, model, policy, path, watcher)
+    if record is None:
+        job = replace(job, run=Run.create(path, recipes.dump(recipe) | {"stage": stage.name}, versions()))
+    exact = examine(job)
+    if record is None:
+        job.run.note("sampler", {"exact": exact})
+    job = replace(job, exact=job.run.notes()["sampler"]["exact"])  # a resumed run keeps the answer it began with
+    checkpoint.seed_generators(job.seed)
+    state = checkpoint.restore(start, policy, job.optimizer) if start else State()
+    if record is not None:
+        redo = record.rewind(state.step)
+        watcher.say(f"resumed {stage.name} at step {state.step}" + (f", {redo} steps set aside" if redo else ""))
+    watcher.begin(stage.name, stage.train.steps, state.step)
+    done, moved = state.step, state.updates
+    learn(job, state)
+    watcher.end(stage.name)
+    if state.updates == moved:
+        raise TropismError(
+            f"stage {stage.name} took {state.step - done} steps, but no update moved the weights (all were skipped): "
+            "nothing was learned. The metrics `skipped` and `failures` in metrics.jsonl say when."
+        )
+    return state.step - done
+
+
+def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: Path, watcher: Watcher) -> Job:
+    """Everything a stage needs, opened and checked against each other."""
+    seed = seed_of(recipe.seed, stage.name)
+    needs = stage.method.needs
+    if needs.live or needs.measured - {"proximal_logp", "reference_logp"}:
+        missing = ", ".join(sorted(needs.live | (needs.measured - {"proximal_logp", "reference_logp"})))
+        raise ConfigError(f"{type(stage.method).__name__} needs {missing}, which nothing in this version provides.")
+    reference = None
+    if "reference_logp" in needs.measured:
+        temperature = stage.sampling.temperature if stage.env else 1.0
+        reference = load_policy(model, recipe.seed).measuring(temperature, stage.train)
+    return Job(
+        stage=stage,
+        policy=policy,
+        optimizer=AdamW(policy.module, stage.train),
+        draw=open_draw(recipe, stage, policy, seed),
+        run=Run(path),
+        watcher=watcher,
+        seed=seed,
+        evaluation=open_evaluation(recipe, stage, policy),
+        reference=reference,
+        per_reply=per_reply(stage.env),
+    )
+
+
+def open_draw(recipe: Recipe, stage: Stage, policy: Policy, seed: int) -> Draw:
+    if stage.data is not None:
+        return Reading(load_rollouts(stage.data, policy.words, recipe.seed), stage.train.batch, seed)
+    assert stage.env is not None
+    source = open_source(stage.env.name, stage.env.options, split="train", seed=recipe.seed)
+    return Playing(stage=stage, source=source, policy=policy, score=scoring(stage, stage.env), seed=seed)
+
+
+def open_evaluation(recipe: Recipe, stage: Stage, policy: Policy) -> Evaluation | None:
+    """Held-out play: on `eval.env`, else on the stage's environment, else on what its demonstrations come from."""
+    if not stage.eval.every:
+        return None
+    env = stage.eval.env or stage.env or (stage.data.demos if stage.data else None)
+    if env is None:
+        raise ConfigError(
+            f"stage {stage.name!r} asks for an evaluation every {stage.eval.every} steps, but has no environment to "
+            "play. Name one: eval.env."
+        )
+    return Evaluation(
+        settings=stage.eval,
+        sampling=stage.sampling,
+        source=open_source(env.name, env.options, split="test", seed=recipe.seed),
+        policy=policy,
+        score=scoring(stage, env),
+        seed=recipe.seed,
+        per_reply=per_reply(env),
+    )
+
+
+def scoring(stage: Stage, env: Named) -> Callable[[Sequence[Rollout]], list[Rollout]]:
+    """`score` with the stage's scorers and weights; without any, the environment's own weights."""
+    scorers: dict[str, Any] = {}
+    weights: dict[str, float] = {}
+    source = open_source(env.name, env.options, split="train", seed=0)
+    task = source.task(0)
+    parts = tuple(source.open(task, 0).score(task.seat))
+    for given, weight in stage.rewards.items():
+        if isinstance(given, str) and given in parts:
+            weights[given] = weight
+            continue
+        name, scorer, columns = find_scorer(given, parts)
+        missing = [column for column in columns if column not in task.columns]
+        if missing:
+            raise ConfigError(
+                f"the reward {name} asks for the column {missing[0]!r}, but the tasks of {env.name} have "
+                f"{', '.join(task.columns) or 'none'}."
+            )
+        if name in scorers:
+            raise ConfigError(f"two rewards are called {name}, and the record could not tell them apart. Rename one.")
+        scorers[name], weights[name] = scorer, weight
+    weights = weights or own_weights(source, parts)
+    if not weights:
+        raise ConfigError(f"{env.name} has no reward of its own, so the recipe must name one: rewards: {{…: 1.0}}.")
+    success = (stage.success.part, stage.success.at_least) if stage.success else None
+    return partial(score, scorers=scorers, weights=weights, success=success, parts=parts)
+
+
+def own_weights(source: Any, parts: Sequence[str]) -> dict[str, float]:
+    """Which parts of the environment's score count when the recipe does not say."""
+    env = source.open(source.task(0), 0)
+    declared: Mapping[str, float] | None = getattr(env, "weights", None)
+    return dict.fromkeys(parts, 1.0) if declared is None else dict(declared)
+
+
+def per_reply(env: Named | None) -> frozenset[str]:
+    return frozenset(getattr(find_class(env.name), "per_reply", ())) if env else frozenset()
+
+
+def unchanged(path: Path, recipe: Recipe) -> Run | None:
+    """The record of a stage to resume; None if it never started. A changed recipe is refused, key by key."""
+    if not path.exists():
+        return None
+    record = Run(path)
+    old = {k: v for k, v in record.config.items() if k not in ("stage", "versions")}
+    changed = [line for line in recipes.differences(old, recipes.dump(recipe)) if not line.startswith("output")]
+    if changed:
+        lines = "\n  ".join(changed)
+        raise ConfigError(
+            f"{path} was made by another recipe, so continuing it would be neither run:\n  {lines}\n"
+            "Undo the change, or start a run of another name."
+        )
+    return record
+
+
+def versions() -> dict[str, str]:
+    """What a run depends on, for its record."""
+    names = ("tropism", "torch", "transformers", "tokenizers", "numpy")
+    found = {name: metadata.version(name) for name in names}
+    return found | {"python": platform.python_version(), "threads": str(torch.get_num_threads())}
+
+
+def set_aside(path: Path) -> None:
+    """Move an old run to path.1, path.2, …; nothing is deleted."""
+    if path.exists():
+        number = 1
+        while (target := path.with_name(f"{path.name}.{number}")).exists():
+            number += 1
+        shutil.move(path, target)

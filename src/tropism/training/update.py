@@ -1,0 +1,120 @@
+"""From credit to new weights: the one update of every method, online and offline.
+
+The objective of an optimizer step is (values * weights).sum() over its mini-batch. Weights are asked once for the whole
+mini-batch, over all ranks; micro-batches and ranks only split the sum, so no split changes the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tropism.training.ranks import Ranks
+from tropism.types import Batch, Credit, Method, Output
+
+Forward = Callable[[Batch], Output]
+
+
+class Optimizer(Protocol):
+    """What `update` asks of an optimizer; see optim.py."""
+
+    @property
+    def parameters(self) -> Sequence[Tensor]: ...
+
+    def step(self, rate: float) -> dict[str, float]: ...
+
+
+@dataclass
+class Metrics:
+    """Sums over action tokens, so that means never depend on how the batch was split."""
+
+    totals: dict[str, float] = field(default_factory=dict)
+    tokens: float = 0.0
+
+    def add(self, values: dict[str, Tensor], mask: Tensor) -> None:
+        self.tokens += float(mask.sum())
+        for name, value in values.items():
+            self.totals[name] = self.totals.get(name, 0.0) + float((value.detach().double() * mask).sum())
+
+    def means(self) -> dict[str, float]:
+        return {name: total / max(self.tokens, 1.0) for name, total in self.totals.items()}
+
+
+def update(
+    batch: Batch,
+    credit: Credit,
+    method: Method,
+    forward: Forward,
+    optimizer: Optimizer,
+    rate: Callable[[int], float],
+    *,
+    epochs: int = 1,
+    mini_batches: int = 1,
+    micro_tokens: int = 16384,
+    seed: int = 0,
+    ranks: Ranks | None = None,
+) -> tuple[dict[str, float], Tensor]:
+    """Train on one rollout batch.
+
+    Args:
+        batch: this rank's rows.
+        credit: this rank's rows of the credit of the whole batch.
+        rate: learning rate of the k-th optimizer step of this batch, k = 0 … epochs * mini_batches - 1.
+        seed: decides which episodes share a mini-batch.
+
+    Returns:
+        metrics: means over action tokens, `loss` and `skipped` per optimizer step.
+        weights: [N, T] as asked in the last epoch, for the record.
+    """
+    ranks = ranks or Ranks()
+    metrics, done, recorded = Metrics(), 0, torch.zeros_like(credit.advantage)
+    losses: list[float] = []
+    steps: list[dict[str, float]] = []
+    for epoch in range(epochs):
+        for rows in mini_batch_rows(batch.episode, mini_batches, seed + epoch):
+            mini, mini_credit = batch[rows], credit[rows]
+            whole, mine = ranks.gather(mini)
+            weights = method.weights(whole)[mine][:, : mini.tokens.shape[1]]
+            recorded[rows] = weights.to(recorded.dtype)
+            loss = torch.zeros((), dtype=torch.float64)
+            for part in micro_batch_rows(mini.length, micro_tokens):
+                width = int(mini.length[part].max())
+                piece, piece_credit = mini[part].narrow(width), mini_credit[part].narrow(width)
+                result = method.loss(forward(piece), piece, piece_credit)
+                share = (result.values * weights[part, :width]).sum()
+                share.backward()
+                loss += share.detach().double().cpu()
+                metrics.add(dict(result.metrics), piece.action_mask)
+            losses.append(float(ranks.sum(loss)))
+            ranks.sum_gradients(optimizer)
+            steps.append(optimizer.step(rate(done)) if bool(ranks.sum(weights.abs().sum())) else {"skipped": 1.0})
+            done += 1
+    moved = [step for step in steps if "skipped" not in step]
+    summary = {name: sum(step[name] for step in moved) / len(moved) for name in (moved[0] if moved else ())}
+    summary |= {"loss": sum(losses) / len(losses), "skipped": sum(step.get("skipped", 0.0) for step in steps)}
+    return metrics.means() | summary | {"updates": done - summary["skipped"]}, recorded
+
+
+def mini_batch_rows(episode: Tensor, parts: int, seed: int) -> Iterator[Tensor]:
+    """Cut rows into `parts` mini-batches at random; the rows of one episode stay together."""
+    names, index = episode.unique(return_inverse=True)
+    if parts == 1:
+        yield torch.arange(len(episode), device=episode.device)
+        return
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).to(episode.device)
+    for chunk in order.tensor_split(parts):
+        yield torch.isin(index, chunk).nonzero()[:, 0]
+
+
+def micro_batch_rows(length: Tensor, tokens: int) -> Iterator[Tensor]:
+    """Cut rows into micro-batches of at most `tokens` tokens, padding included; rows of like length together."""
+    order = length.argsort(stable=True)
+    start = 0
+    for stop in range(1, len(order) + 1):
+        if stop == len(order) or int(length[order[stop]]) * (stop + 1 - start) > tokens:
+            yield order[start:stop]
+            start = stop
