@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,11 @@ def train(
     table = before_and_after(done.runs)
     done.runs[-1].note("table", {"columns": list(table[0]), "rows": [list(row) for row in table[1]]})
     policy = load_policy(Model(path=str(done.model), device="cpu"))
-    report = write_report(
-        done.runs,
-        done.path / "report.html",
-        decode=lambda ids: str(policy.tokenizer.decode(ids, skip_special_tokens=True)),
-    )
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(policy.tokenizer.decode(ids, skip_special_tokens=True))
+
+    report = write_report(done.runs, done.path / "report.html", decode=decode)
     if not quiet:
         if table[1]:
             print_table(*table)

@@ -91,6 +91,7 @@ def test_scaling_by_the_batch_uses_one_standard_deviation_for_all_groups():
     reward, group = torch.tensor([1.0, 0.0, 5.0, 4.0]), torch.tensor([0, 0, 1, 1])
     found = group_relative(reward, group, torch.arange(4), scale="batch_std", eps=0.5)
     close(found, torch.tensor([0.5, -0.5, 0.5, -0.5]) / (math.sqrt(17 / 3) + 0.5))
+    close(group_relative(*siblings(0.0, 1.0), scale="batch_std", eps=0.0), torch.tensor([-1, 1]) * math.sqrt(0.5))
 
 
 def test_scaling_by_the_mean_is_silent_where_the_mean_is_not_positive():

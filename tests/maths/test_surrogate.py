@@ -56,6 +56,7 @@ def test_clipping_binds_only_where_the_policy_already_moved_the_way_it_should(ra
         (4.0, -1, -3.0, False),
         (4.0, -2, -6.0, False),
         (4.0, 1, 1.2, False),
+        (4.0, 0.5, 0.6, False),
         (0.5, 1, 0.5, True),
         (0.5, 0, 0.0, True),
     ],
@@ -132,6 +133,12 @@ def test_the_sequence_ratio_spans_the_rows_of_an_episode():
     close(found, torch.tensor([[0.3, 0.3], [0.35, 0.35], [0.3, 0.0]]))
     rows = sequence_log_ratio(logp, torch.zeros(3, 2), mask)
     close(rows, torch.tensor([[0.15, 0.15], [0.35, 0.35], [0.6, 0.0]]))
+
+
+def test_the_sequence_ratio_has_no_gradient_off_the_mask():
+    logp = torch.zeros(1, 3, requires_grad=True)
+    found = sequence_log_ratio(logp, torch.ones(1, 3), torch.tensor([[False, True, True]]))
+    assert torch.autograd.grad(found.sum(), logp)[0].tolist() == [[0, 1, 1]]
 
 
 def test_a_row_without_action_tokens_has_no_sequence_ratio_and_no_nan():

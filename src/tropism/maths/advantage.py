@@ -42,7 +42,7 @@ def group_relative(
     if scale == "none":
         return centred
     if scale == "mean":
-        return torch.where(mean > 0, centred / mean.where(mean > 0, 1.0), 0.0)
+        return torch.where(mean > 0, centred / mean, 0.0)
     once = first_row(episode)
     if scale == "batch_std":
         return centred / (reward[once].std() + eps) if once.sum() > 1 else centred
@@ -122,16 +122,16 @@ def rewards_to_go(
     """G_t = r_t + discount G_{t+1}, along the action tokens of an episode, across rows: [N, T], 0 off the mask."""
     nothing, zero = torch.zeros_like(token_reward), token_reward.new_zeros(len(episode))
     ongoing = torch.zeros_like(episode, dtype=torch.bool)
-    return gae(token_reward, nothing, action_mask, episode, turn, zero, ongoing, discount=discount, trace=1.0)[0]
+    found, _ = gae(token_reward, nothing, action_mask, episode, turn, zero, ongoing, discount=discount, trace=1.0)
+    return found
 
 
 def chains(action_mask: Tensor, episode: Tensor, turn: Tensor) -> Tensor:
     """[E, L] flat indices of each episode's action tokens in the order they were chosen; -1 fills from the left."""
-    flat = action_mask.flatten().nonzero()[:, 0]
+    flat = action_mask.flatten().nonzero().flatten()
     flat = flat[turn.flatten()[flat].argsort(stable=True)]
     flat = flat[episode[flat // action_mask.shape[1]].argsort(stable=True)]
     _, place, length = episode[flat // action_mask.shape[1]].unique(return_inverse=True, return_counts=True)
-    longest = max(length.tolist(), default=1)
-    chain = flat.new_full((len(length), longest), -1)
-    chain[place, longest + torch.arange(len(flat), device=flat.device) - length.cumsum(0)[place]] = flat
+    chain = flat.new_full((len(length), max(length.tolist(), default=1)), -1)
+    chain[place, torch.arange(len(flat), device=flat.device) - length.cumsum(0)[place]] = flat  # counts from the right
     return chain

@@ -82,7 +82,8 @@ class GRPO:
         return sequence_mean(batch.action_mask, batch.episode)
 
     def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
-        assert batch.proximal_logp is not None and batch.behavior_logp is not None
+        assert batch.proximal_logp is not None
+        assert batch.behavior_logp is not None
         log_ratio = token_log_ratio(out.logp, batch.proximal_logp)
         loss, clipped = clipped_surrogate(
             log_ratio, credit.advantage, low=self.clip_low, high=self.clip_high, dual=self.dual_clip

@@ -121,7 +121,7 @@ def prune(path: Path, keep: int, best_step: int | None) -> None:
 def generators() -> dict[str, Any]:
     """The state of every global random number generator: the library draws from none, a user's reward may."""
     found: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    found["numpy"] = numpy.random.get_state(legacy=False)
+    found["numpy"] = numpy.random.get_state(legacy=False)  # noqa: NPY002
     if torch.cuda.is_available():
         found["cuda"] = torch.cuda.get_rng_state_all()
     return found
@@ -130,13 +130,13 @@ def generators() -> dict[str, Any]:
 def seed_generators(seed: int) -> None:
     """Start every global generator from the run's seed, whatever ran before in this process."""
     random.seed(seed)
-    numpy.random.seed(seed % 2**32)
+    numpy.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)
 
 
 def set_generators(saved: dict[str, Any]) -> None:
     random.setstate(saved["python"])
-    numpy.random.set_state(saved["numpy"])
+    numpy.random.set_state(saved["numpy"])  # noqa: NPY002
     torch.set_rng_state(saved["torch"])
     if "cuda" in saved and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(saved["cuda"])

@@ -44,9 +44,8 @@ def examine(job: Job) -> bool:
     offline = job.stage.data is not None
     job.watcher.say(doctor.stop_is_trained(rollouts, batch, job.policy.words.stop_ids, offline))
     job.watcher.say(*doctor.mask_is_reply(rollouts, batch, job.policy.tokenizer.decode))
-    batch = measure(
-        batch, job.stage.method.needs, policy=None if exact and not offline else frozen, reference=job.reference
-    )
+    policy = None if exact and not offline else frozen
+    batch = measure(batch, job.stage.method.needs, policy=policy, reference=job.reference)
     tolerance = 1e-3 if job.policy.settings.compute == "float32" else 5e-2
     most = int(batch.length.max()) * len(batch)
     job.watcher.say(doctor.splits_agree(lambda tokens: gradient(job, batch, tokens, temperature), most, tolerance))

@@ -147,7 +147,7 @@ def preset(name: str, shape: Mapping[str, Any], seed: int) -> tuple[Any, Any]:
 
 
 def byte_tokenizer() -> Any:
-    """Byte-level BPE without merges: one token per byte, every text round-trips; a mark per role and one for the end."""
+    """Byte-level BPE without merges: a token per byte, so every text round-trips; a mark per role, one for the end."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
