@@ -32,7 +32,7 @@ PEERS = {"TRL": 5419, "prime-rl": 5427, "verl": 7832, "nanochat (one method)": 4
 
 def code_lines(source: str) -> int:
     """Lines that hold a token of code: docstrings, comments and blanks do not count."""
-    docs = set()
+    docs: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             docs.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
@@ -97,8 +98,8 @@ def faults(node: ast.AST, indexing: bool) -> Iterator[ast.expr]:
         case ast.Compare(left, [a, b], [middle, right]):
             first, second = ast.Compare(left, [a], [middle]), ast.Compare(middle, [b], [right])
             yield from (first, second)
-            yield from (ast.BoolOp(ast.And(), [wrong, second]) for wrong in faults(first, False))  # type: ignore[list-item]
-            yield from (ast.BoolOp(ast.And(), [first, wrong]) for wrong in faults(second, False))  # type: ignore[list-item]
+            yield from (ast.BoolOp(ast.And(), [wrong, second]) for wrong in faults(first, False))
+            yield from (ast.BoolOp(ast.And(), [first, wrong]) for wrong in faults(second, False))
         case ast.IfExp(_, chosen, other):
             yield from (chosen, other)
         case ast.Call():
@@ -197,7 +198,7 @@ def statement_part(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> ast.AST:
 # -------------------------------------------------------------------------------------------------------------- running
 
 
-class Planted:
+class Planted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds one module in its mutated form."""
 
     def __init__(self, mutant: Mutant) -> None:
@@ -209,12 +210,7 @@ class Planted:
         if name != self.name:
             return None
         folder = [str(self.path.parent)] if self.package else None
-        return importlib.util.spec_from_file_location(
-            name,
-            self.path,
-            loader=self,
-            submodule_search_locations=folder,  # type: ignore[arg-type]
-        )
+        return importlib.util.spec_from_file_location(name, self.path, loader=self, submodule_search_locations=folder)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
         return None
@@ -240,7 +236,7 @@ def fork(file: str, mutant: Mutant | None, limit: float) -> int:
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1), os.dup2(silence, 2)
         if mutant is not None:
-            sys.meta_path.insert(0, Planted(mutant))  # type: ignore[arg-type]
+            sys.meta_path.insert(0, Planted(mutant))
         code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", *tests_of(file)])
     os._exit(int(code))
 
