@@ -2,9 +2,10 @@
 
     checkpoint-N/            config.json, model.safetensors, tokenizer files: `from_pretrained` loads it
     checkpoint-N/state/      trainer.json (readable), trainer.pt (optimizer, memory, random number generators),
-                             model.safetensors (float32 weights, only where the directory holds another dtype)
+                             weights.pt (float32 weights, only where the directory holds another dtype)
 
-A checkpoint is written under another name, flushed to disk and renamed: it is whole, or it is not there.
+A checkpoint is written under another name, flushed to disk and renamed, and renamed again before it is deleted: it is
+whole, or it is not there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from tropism.errors import TropismError
 from tropism.record import saving
 from tropism.training.model import Policy
 from tropism.training.optim import AdamW
@@ -53,29 +57,61 @@ class State:
 
 
 def save(path: Path, policy: Policy, optimizer: AdamW, state: State) -> Path:
-    """Write checkpoint-N under `path`, whole or not at all."""
+    """Write checkpoint-N under `path`, whole or not at all. A step that was saved before is not saved again."""
     final = path / f"checkpoint-{state.step}"
-    partial = path / f".partial-{state.step}"
-    with saving(final):
+    partial = path / f"{PARTIAL}{state.step}"
+    if final.exists():
+        return final
+    for torn in path.glob(f"{PARTIAL}*"):
+        shutil.rmtree(torn)
+    try:
+        with saving(final), disk_errors():
+            write(partial, policy, optimizer, state)
+            os.replace(partial, final)
+            flush(path)
+    except TropismError:  # a full disk should not stay full of this
         shutil.rmtree(partial, ignore_errors=True)
-        (partial / "state").mkdir(parents=True)
-        policy.save(partial)
-        facts = asdict(state)
-        memory = facts.pop("memory")
-        if policy.settings.save != "float32":
-            torch.save(policy.module.state_dict(), partial / "state" / "weights.pt")
-        torch.save({"optimizer": optimizer.state_dict(), "memory": memory, "random": generators()}, partial / FILE)
-        (partial / "state" / "trainer.json").write_text(json.dumps(facts, indent=1))
-        for file in partial.rglob("*"):
-            if file.is_file():
-                file.chmod(0o644)
-                flush(file)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        flush(path)
+        raise
     return final
 
 
+def write(partial: Path, policy: Policy, optimizer: AdamW, state: State) -> None:
+    """Everything in `save`'s list, on disk when this returns."""
+    facts = asdict(state)
+    trainer = {"optimizer": optimizer.state_dict(), "memory": facts.pop("memory"), "random": generators()}
+    (partial / "state").mkdir(parents=True)
+    policy.save(partial)
+    if policy.settings.save != "float32":
+        dump(policy.module.state_dict(), partial / EXACT)
+    dump(trainer, partial / FILE)
+    (partial / "state" / "trainer.json").write_text(json.dumps(facts, indent=1))
+    for file in partial.rglob("*"):
+        if file.is_file():
+            file.chmod(0o644)
+        flush(file)
+
+
+def dump(value: Any, path: Path) -> None:
+    with open(path, "wb") as file:  # given a path, torch would write by itself and call a full disk a RuntimeError
+        torch.save(value, file)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """safetensors says why a file could not be written, but not as an OSError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if not number:
+            raise
+        raise OSError(int(number[1]), str(error)) from error
+
+
+PARTIAL = ".partial-"
+EXACT = Path("state") / "weights.pt"
 FILE = Path("state") / "trainer.pt"
 
 
@@ -84,7 +120,7 @@ def restore(path: Path, policy: Policy, optimizer: AdamW) -> State:
     from safetensors.torch import load_model
 
     device = policy.device
-    exact = path / "state" / "weights.pt"
+    exact = path / EXACT
     if exact.exists():
         policy.module.load_state_dict(torch.load(exact, map_location=device, weights_only=True))
     else:
@@ -115,7 +151,9 @@ def prune(path: Path, keep: int, best_step: int | None) -> None:
     found = saved_in(path)
     for step in sorted(found)[:-keep]:
         if step != best_step:
-            shutil.rmtree(found[step])
+            gone = path / f"{PARTIAL}{step}"
+            os.replace(found[step], gone)
+            shutil.rmtree(gone)
 
 
 def generators() -> dict[str, Any]:

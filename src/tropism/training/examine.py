@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tropism.config import Stage
 from tropism.errors import CheckFailed
+from tropism.rewards import find_scorer
 from tropism.signals.frozen import measure
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
 from tropism.training.learn import Job, Playing
 from tropism.training.model import Policy
 from tropism.training.numbers import failed
-from tropism.training.update import micro_batch_rows
-from tropism.types import Batch, Credit, Rollout
+from tropism.training.update import inseparable, micro_batch_rows
+from tropism.types import Batch, Credit, Rollout, Source
 from tropism.watch import doctor
 
 GROUPS = 4
@@ -28,6 +29,8 @@ GROUPS = 4
 def examine(job: Job) -> bool:
     """Run every check; returns whether sampler and trainer count as one policy. Weights and state stay as they were."""
     temperature = job.stage.sampling.temperature if job.stage.env else 1.0
+    if isinstance(job.draw, Playing):
+        job.watcher.say(check_rewards(job.stage, job.draw.source))
     rollouts = probe(job)
     batch = collated(rollouts, job.policy)
     frozen = job.policy.measuring(temperature, job.stage.train)
@@ -38,7 +41,7 @@ def examine(job: Job) -> bool:
         job.watcher.say(line)
 
         def again() -> Batch:
-            return collated(draw.play(State(step=-2), 1, 0), job.policy)
+            return collated(draw.play(State(step=-2), groups(job), 0), job.policy)
 
         job.watcher.say(doctor.reaches_sampler(batch, again, frozen, lambda: perturbed(job.policy)))
     offline = job.stage.data is not None
@@ -52,13 +55,23 @@ def examine(job: Job) -> bool:
     return exact
 
 
+def check_rewards(stage: Stage, source: Source) -> str:
+    """Does every reward function get the columns that it names?"""
+    tasks = [source.task(number) for number in range(GROUPS)]
+    parts = source.open(tasks[0], 0).score(tasks[0].seat)
+    found = [find_scorer(given, parts) for given in stage.rewards if given not in parts]
+    return doctor.gets_columns({name: columns for name, _, columns in found}, tasks)
+
+
+def groups(job: Job) -> int:
+    return min(GROUPS, job.stage.sampling.groups)
+
+
 def probe(job: Job) -> list[Rollout]:
     """A few of the first rollouts, scored as in training; the run's own state does not move."""
     if not isinstance(job.draw, Playing):
         return job.draw(State())[:32]
-    small = replace(job.stage.sampling, groups=min(GROUPS, job.stage.sampling.groups), max_draws=1)
-    draw = replace(job.draw, stage=replace(job.stage, sampling=small, train=replace(job.stage.train, mini_batches=1)))
-    rollouts = draw.score(draw.play(State(step=-1), small.groups, 0))
+    rollouts = job.draw.score(job.draw.play(State(step=-1), groups(job), 0))
     bad = failed(rollouts)
     if len(bad) == len(rollouts):
         failure = bad[0].failure
@@ -80,7 +93,7 @@ def gradient(job: Job, batch: Batch, tokens: int, temperature: float) -> Tensor:
     noise = torch.randn(batch.token_reward.shape, generator=torch.Generator().manual_seed(0)).to(batch.tokens.device)
     credit = Credit(noise * batch.action_mask, noise * batch.action_mask)
     weights = method.weights(batch)
-    for rows in micro_batch_rows(batch.length, tokens):
+    for rows in micro_batch_rows(batch.length, tokens, inseparable(batch)):
         width = int(batch.length[rows].max())
         piece = batch[rows].narrow(width)
         result = method.loss(job.policy.forward(piece, temperature), piece, credit[rows].narrow(width))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tropism.config import Stage
+from tropism.errors import GuardStopped
 from tropism.record import Run, Watcher
 from tropism.rollout.play import play
 from tropism.signals.frozen import Forward, measure
@@ -66,7 +67,11 @@ def learn(job: Job, state: State) -> None:
             evaluate(job, state)
         if last or (train.save_every and state.step % train.save_every == 0):
             save(job, state)
-        guard.stalled(state.quiet, train.patience, rollouts)
+        try:
+            guard.stalled(state.quiet, train.patience, rollouts)
+        except GuardStopped:
+            save(job, state)
+            raise
 
 
 def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str, float], list[Rollout]]:
@@ -74,7 +79,7 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
     method, train, policy = job.stage.method, job.stage.train, job.policy
     temperature = job.stage.sampling.temperature if job.stage.env else 1.0
     with timed(times, "draw"):
-        rollouts = job.draw(state)
+        rollouts = drawn(job, state)
     batch = collate(
         rollouts,
         codes=state.domains,
@@ -84,7 +89,6 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         device=policy.device,
     )
     numbers = rollout_numbers(rollouts, job.per_reply) if job.stage.env else {}
-    guard.failing(rollouts, train.failure_limit)
     with timed(times, "measure"):
         frozen = None if job.exact and batch.behavior_logp is not None else policy.measuring(temperature, train)
         batch = measure(batch, method.needs, policy=frozen, reference=job.reference)
@@ -107,7 +111,7 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         )
     if hasattr(method, "remember"):
         state.memory = method.remember(whole)
-    signal = bool(credit.advantage.any()) or not job.stage.env
+    signal = bool(credit.advantage.any()) or not method.needs.sampling  # a direct loss has no credit to give
     state.quiet = 0 if signal and metrics["updates"] else state.quiet + 1
     state.updates += int(metrics["updates"])
     state.tokens += int(batch.length.sum())
@@ -116,6 +120,21 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         with timed(times, "record"):
             job.run.save_rollouts(state.step, record_rows(rollouts, batch, credit.advantage, weights))
     return numbers | metrics | {"num_tokens": float(state.tokens)}, rollouts
+
+
+def drawn(job: Job, state: State) -> list[Rollout]:
+    """A step's rollouts. If too many failed, they are recorded and the run stops where it could draw them again."""
+    cursor = state.cursor
+    rollouts = job.draw(state)
+    try:
+        guard.failing(rollouts, job.stage.train.failure_limit)
+    except GuardStopped:
+        job.run.save_rollouts(state.step + 1, record_rows(rollouts))
+        state.cursor = cursor
+        if state.step:
+            save(job, state)
+        raise
+    return rollouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +146,8 @@ class Playing:
     policy: Policy
     score: Callable[[Sequence[Rollout]], list[Rollout]]
     seed: int
+    say: Callable[[str], None]
+    """Told when `max_draws` is spent before the batch is full."""
 
     def __call__(self, state: State) -> list[Rollout]:
         sampling, contrast = self.stage.sampling, "contrast" in self.stage.method.needs.sampling
@@ -138,8 +159,12 @@ class Playing:
                 rollouts, full = without_contrast(rollouts, sampling.contrast_on)
                 missing -= full
             kept += rollouts
-            if missing <= 0:
-                break
+            if not contrast or missing <= 0:
+                return kept
+        self.say(
+            f"step {state.step + 1}: siblings differ in {sampling.groups - missing} of {sampling.groups} groups, and "
+            f"sampling.max_draws = {sampling.max_draws} is spent"
+        )
         return kept
 
     def play(self, state: State, groups: int, draw: int) -> list[Rollout]:
@@ -194,9 +219,9 @@ def evaluate(job: Job, state: State) -> None:
     value = metrics.get(name)
     if value is not None and (state.best is None or value > state.best):
         state.best, state.best_step = value, state.step
+        job.run.note("best", {"metric": name, "value": value, "step": state.step})
         if state.step:
             save(job, state)
-        job.run.note("best", {"metric": name, "value": value, "step": state.step})
 
 
 def save(job: Job, state: State) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ class Ranks:
     def gather(self, batch: Batch) -> tuple[Batch, slice]:
         """The batch of all ranks, padded to one T, and where this rank's rows stand in it.
 
-        [N] and [N, T] fields travel; [N, T, K] fields do not and are None in the result.
+        [N] and [N, T] fields travel; [N, T, K] fields do not and are None in the result. Every rank numbers its episodes
+        and groups from 0, so equal numbers of two ranks are told apart: no group may be parted among ranks.
         """
         if self.size == 1:
             return batch, slice(0, len(batch))
@@ -35,6 +37,9 @@ class Ranks:
             fill = -1 if name == "turn" else 0
             parts = [padded(part[name], width, fill) if part[name].ndim == 2 else part[name] for part in everyone]
             whole[name] = torch.cat(parts).to(device)
+        rank = torch.cat([torch.full_like(part["episode"], n) for n, part in enumerate(everyone)]).to(device)
+        for name in ("episode", "group"):
+            whole[name] = torch.stack([rank, whole[name]]).unique(dim=1, return_inverse=True)[1]
         start = sum(len(part["tokens"]) for part in everyone[: self.rank])
         return batch.replace(**whole), slice(start, start + len(batch))
 
@@ -42,6 +47,15 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(value)
         return value
+
+    def total(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Sum of named numbers; a rank that had nothing to do may lack some."""
+        if self.size == 1:
+            return dict(numbers)
+        everyone: list[Mapping[str, float]] = [{} for _ in range(self.size)]
+        dist.all_gather_object(everyone, dict(numbers))
+        names = dict.fromkeys(name for part in everyone for name in part)
+        return {name: sum(part.get(name, 0.0) for part in everyone) for name in names}
 
     def sum_gradients(self, optimizer: Any) -> None:
         """Sum, never average: the weights already divide by what all ranks hold."""

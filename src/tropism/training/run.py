@@ -16,6 +16,7 @@ import torch
 from tropism import recipe as recipes
 from tropism.config import Model, Named, Recipe, Stage
 from tropism.envs import find_class, open_source
+from tropism.envs.rows import read_rows
 from tropism.errors import ConfigError, TropismError
 from tropism.record import Run, Watcher
 from tropism.rewards import find_scorer
@@ -23,7 +24,7 @@ from tropism.rewards.score import score
 from tropism.training import checkpoint
 from tropism.training.checkpoint import State
 from tropism.training.evaluate import Evaluation
-from tropism.training.examine import examine
+from tropism.training.examine import check_rewards, examine
 from tropism.training.fit import Reading, load_rollouts
 from tropism.training.learn import Draw, Job, Playing, learn
 from tropism.training.model import Policy, load_policy
@@ -63,6 +64,8 @@ def run(recipe: Recipe, watcher: Watcher, *, resume: bool = False, fresh: bool =
             f"{path} holds a run already. Continue it with --resume, move it out of the way with --fresh, or choose "
             "another name (name=…)."
         )
+    for stage in recipe.stages[1:]:  # what cannot work is said before the stages in front of it have trained
+        foresee(stage, recipe.seed)
     resumable = {stage.name: unchanged(path / stage.name, recipe) for stage in recipe.stages} if resume else {}
     model, runs, trained = recipe.model, [], 0
     for stage in recipe.stages:
@@ -91,16 +94,16 @@ def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Ru
         torch.set_num_threads(stage.train.threads)
     policy = load_policy(model, recipe.seed)
     job = open_job(recipe, stage, model, policy, path, watcher)
-    if record is None:
-        job = replace(job, run=Run.create(path, recipes.dump(recipe) | {"stage": stage.name}, versions()))
     exact = examine(job)
     if record is None:
+        Run.create(path, recipes.dump(recipe) | {"stage": stage.name}, versions())
+    if "sampler" not in job.run.notes():
         job.run.note("sampler", {"exact": exact})
     job = replace(job, exact=job.run.notes()["sampler"]["exact"])  # a resumed run keeps the answer it began with
     checkpoint.seed_generators(job.seed)
     state = checkpoint.restore(start, policy, job.optimizer) if start else State()
     if record is not None:
-        redo = record.rewind(state.step)
+        redo = record.rewind(state.step if start else -1)  # step 0 is what was measured before training
         watcher.say(f"resumed {stage.name} at step {state.step}" + (f", {redo} steps set aside" if redo else ""))
     watcher.begin(stage.name, stage.train.steps, state.step)
     done, moved = state.step, state.updates
@@ -129,7 +132,7 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
         stage=stage,
         policy=policy,
         optimizer=AdamW(policy.module, stage.train),
-        draw=open_draw(recipe, stage, policy, seed),
+        draw=open_draw(recipe, stage, policy, seed, watcher),
         run=Run(path),
         watcher=watcher,
         seed=seed,
@@ -139,19 +142,20 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
     )
 
 
-def open_draw(recipe: Recipe, stage: Stage, policy: Policy, seed: int) -> Draw:
+def open_draw(recipe: Recipe, stage: Stage, policy: Policy, seed: int, watcher: Watcher) -> Draw:
     if stage.data is not None:
         return Reading(load_rollouts(stage.data, policy.words, recipe.seed), stage.train.batch, seed)
     assert stage.env is not None
     source = open_source(stage.env.name, stage.env.options, split="train", seed=recipe.seed)
-    return Playing(stage=stage, source=source, policy=policy, score=scoring(stage, stage.env), seed=seed)
+    score = scoring(stage, stage.env)
+    return Playing(stage=stage, source=source, policy=policy, score=score, seed=seed, say=watcher.say)
 
 
 def open_evaluation(recipe: Recipe, stage: Stage, policy: Policy) -> Evaluation | None:
     """Held-out play: on `eval.env`, else on the stage's environment, else on what its demonstrations come from."""
     if not stage.eval.every:
         return None
-    env = stage.eval.env or stage.env or (stage.data.demos if stage.data else None)
+    env = evaluated(stage)
     if env is None:
         raise ConfigError(
             f"stage {stage.name!r} asks for an evaluation every {stage.eval.every} steps, but has no environment to "
@@ -168,6 +172,19 @@ def open_evaluation(recipe: Recipe, stage: Stage, policy: Policy) -> Evaluation 
     )
 
 
+def evaluated(stage: Stage) -> Named | None:
+    return stage.eval.env or stage.env or (stage.data.demos if stage.data else None)
+
+
+def foresee(stage: Stage, seed: int) -> None:
+    """Raise what opening this stage would raise, as far as it can be known without its model."""
+    for env in {named.name: named for named in (stage.env, evaluated(stage)) if named}.values():
+        scoring(stage, env)
+        check_rewards(stage, open_source(env.name, env.options, split="train", seed=seed))
+    if stage.data is not None and stage.data.path:
+        read_rows(stage.data.path, stage.data.split)
+
+
 def scoring(stage: Stage, env: Named) -> Callable[[Sequence[Rollout]], list[Rollout]]:
     """`score` with the stage's scorers and weights; without any, the environment's own weights."""
     scorers: dict[str, Any] = {}
@@ -179,13 +196,7 @@ def scoring(stage: Stage, env: Named) -> Callable[[Sequence[Rollout]], list[Roll
         if isinstance(given, str) and given in parts:
             weights[given] = weight
             continue
-        name, scorer, columns = find_scorer(given, parts)
-        missing = [column for column in columns if column not in task.columns]
-        if missing:
-            raise ConfigError(
-                f"the reward {name} asks for the column {missing[0]!r}, but the tasks of {env.name} have "
-                f"{', '.join(task.columns) or 'none'}."
-            )
+        name, scorer, _ = find_scorer(given, parts)
         if name in scorers:
             raise ConfigError(f"two rewards are called {name}, and the record could not tell them apart. Rename one.")
         scorers[name], weights[name] = scorer, weight
@@ -209,9 +220,9 @@ def per_reply(env: Named | None) -> frozenset[str]:
 
 def unchanged(path: Path, recipe: Recipe) -> Run | None:
     """The record of a stage to resume; None if it never started. A changed recipe is refused, key by key."""
-    if not path.exists():
-        return None
     record = Run(path)
+    if not record.config:  # killed before it had begun
+        return None
     old = {k: v for k, v in record.config.items() if k not in ("stage", "versions")}
     changed = [line for line in recipes.differences(old, recipes.dump(recipe)) if not line.startswith("output")]
     if changed:

@@ -74,14 +74,15 @@ def update(
     metrics, done, recorded = Metrics(), 0, torch.zeros_like(credit.advantage)
     losses: list[float] = []
     steps: list[dict[str, float]] = []
+    unit = inseparable(batch)
     for epoch in range(epochs):
-        for rows in mini_batch_rows(batch.episode, mini_batches, seed + epoch):
+        for rows in mini_batch_rows(unit, mini_batches, seed + epoch):
             mini, mini_credit = batch[rows], credit[rows]
             whole, mine = ranks.gather(mini)
             weights = method.weights(whole)[mine][:, : mini.tokens.shape[1]]
             recorded[rows] = weights.to(recorded.dtype)
             loss = torch.zeros((), dtype=torch.float64)
-            for part in micro_batch_rows(mini.length, micro_tokens):
+            for part in micro_batch_rows(mini.length, micro_tokens, unit[rows]):
                 width = int(mini.length[part].max())
                 piece, piece_credit = mini[part].narrow(width), mini_credit[part].narrow(width)
                 result = method.loss(forward(piece), piece, piece_credit)
@@ -91,30 +92,55 @@ def update(
                 metrics.add(dict(result.metrics), piece.action_mask)
             losses.append(float(ranks.sum(loss)))
             ranks.sum_gradients(optimizer)
-            steps.append(optimizer.step(rate(done)) if bool(ranks.sum(weights.abs().sum())) else {"skipped": 1.0})
+            steps.append(optimizer.step(rate(done)) if bool(ranks.sum(weights.abs().sum())) else skip(optimizer))
             done += 1
     moved = [step for step in steps if "skipped" not in step]
     summary = {name: sum(step[name] for step in moved) / len(moved) for name in (moved[0] if moved else ())}
     summary |= {"loss": sum(losses) / len(losses), "skipped": sum(step.get("skipped", 0.0) for step in steps)}
+    metrics.totals, metrics.tokens = ranks.total(metrics.totals), ranks.total({"": metrics.tokens})[""]
     return metrics.means() | summary | {"updates": done - summary["skipped"]}, recorded
 
 
-def mini_batch_rows(episode: Tensor, parts: int, seed: int) -> Iterator[Tensor]:
-    """Cut rows into `parts` mini-batches at random; the rows of one episode stay together."""
-    names, index = episode.unique(return_inverse=True)
+def skip(optimizer: Optimizer) -> dict[str, float]:
+    """No token counted. What the backward passes left is forgotten: 0 times infinity is not 0."""
+    for parameter in optimizer.parameters:
+        parameter.grad = None
+    return {"skipped": 1.0}
+
+
+def inseparable(batch: Batch) -> Tensor:
+    """[N] ids of what no batch may part: the rows of an episode; offline, where a group is a pair, those of a group."""
+    return batch.group if batch.behavior_logp is None else batch.episode
+
+
+def mini_batch_rows(unit: Tensor, parts: int, seed: int) -> Iterator[Tensor]:
+    """Cut rows into `parts` mini-batches at random; rows of one unit stay together, and in their order."""
+    names, index = unit.unique(return_inverse=True)
     if parts == 1:
-        yield torch.arange(len(episode), device=episode.device)
+        yield torch.arange(len(unit), device=unit.device)
         return
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).to(episode.device)
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).to(unit.device)
     for chunk in order.tensor_split(parts):
         yield torch.isin(index, chunk).nonzero()[:, 0]
 
 
-def micro_batch_rows(length: Tensor, tokens: int) -> Iterator[Tensor]:
-    """Cut rows into micro-batches of at most `tokens` tokens, padding included; rows of like length together."""
-    order = length.argsort(stable=True)
-    start = 0
-    for stop in range(1, len(order) + 1):
-        if stop == len(order) or int(length[order[stop]]) * (stop + 1 - start) > tokens:
-            yield order[start:stop]
-            start = stop
+def micro_batch_rows(length: Tensor, tokens: int, unit: Tensor | None = None) -> Iterator[Tensor]:
+    """Cut rows into micro-batches of at most `tokens` tokens, padding included; units of like length together.
+
+    Args:
+        unit: [N] rows of one id stay together, and in their order, even if they are too many; None: every row alone.
+    """
+    alone = torch.arange(len(length), device=length.device)
+    names, index = (alone if unit is None else unit).unique(return_inverse=True)
+    longest = length.new_zeros(len(names)).scatter_reduce(0, index, length, "amax")
+    counts, widths = index.bincount(minlength=len(names)).tolist(), longest.tolist()
+    part: list[int] = []
+    rows = 0
+    for name in longest.argsort(stable=True).tolist():
+        if part and widths[name] * (rows + counts[name]) > tokens:
+            yield torch.isin(index, torch.tensor(part, device=index.device)).nonzero()[:, 0]
+            part, rows = [], 0
+        part.append(name)
+        rows += counts[name]
+    if part:
+        yield torch.isin(index, torch.tensor(part, device=index.device)).nonzero()[:, 0]

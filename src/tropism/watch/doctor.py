@@ -5,14 +5,14 @@ Sampler and forward pass come as callables: the doctor knows nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from tropism.errors import CheckFailed
-from tropism.types import Batch, Output, Rollout, Turn
+from tropism.types import Batch, Output, Rollout, Task, Turn
 
 EXACT = 1e-3
 """Largest difference of log-probs, in nats, at which sampler and trainer count as one."""
@@ -20,6 +20,25 @@ BROKEN = 0.1
 """Mean difference, in nats, above which they are not the same model at all."""
 
 Forward = Callable[[Batch], Output]
+
+
+def gets_columns(needed: Mapping[str, Sequence[str]], tasks: Sequence[Task]) -> str:
+    """Every reward gets every column that it cannot do without.
+
+    Args:
+        needed: reward -> columns.
+    """
+    for name, columns in needed.items():
+        for task in tasks:
+            for column in columns:
+                if column not in task.columns:
+                    raise CheckFailed(
+                        f"the reward {name} asks for the column {column!r}, but a task of {task.env} has "
+                        f"{', '.join(task.columns) or 'none'}: every rollout would fail. Rename the parameter, or add "
+                        "the column to the data."
+                    )
+    asked = [f"{name} gets {', '.join(columns) or 'no column and needs none'}" for name, columns in needed.items()]
+    return f"rewards: {'; '.join(asked) or 'the score of the environment'}"
 
 
 def agreement(batch: Batch, forward: Forward, precision: str) -> tuple[str, bool]:
