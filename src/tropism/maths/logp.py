@@ -20,7 +20,7 @@ def predicting(mask: Tensor) -> Tensor:
     """
     if mask[:, 0].any():
         raise ValueError("predicting: a row starts with an action token, which nothing predicts. Give it a context.")
-    return mask.any(0).nonzero()[:, 0] - 1
+    return mask.any(0).nonzero().squeeze(1) - 1
 
 
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:
@@ -47,7 +47,7 @@ def of_tokens(logp: Tensor, tokens: Tensor, positions: Tensor, mask: Tensor) -> 
     Returns:
         [N, T]; 0 off the mask.
     """
-    chosen = logp.gather(-1, tokens[:, positions + 1, None])[..., 0]
+    chosen = logp.gather(-1, tokens[:, positions + 1, None]).squeeze(-1)
     return placed(chosen, positions, mask)
 
 

@@ -28,8 +28,7 @@ class Seat:
 
     turns: list[Turn] = field(default_factory=list)
     score: dict[str, float] = field(default_factory=dict)
-    early: dict[str, float] = field(default_factory=dict)
-    """Changes of the score from before the seat's first word; they go to its first turn."""
+    """The part of the environment's score that its turns have been given."""
 
 
 class Episode:
@@ -43,7 +42,6 @@ class Episode:
         self.asked: tuple[int, Prompt] | None = None
         with self.guarded():
             self.env = source.open(task, sibling)
-            self.seat(task.seat)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -55,18 +53,12 @@ class Episode:
         except Exception as error:
             self.failure = Failure("play", f"the environment raised {type(error).__name__}: {error}")
 
-    def seat(self, number: int) -> Seat:
-        assert self.env is not None
-        if number not in self.seats:
-            self.seats[number] = Seat(score=dict(self.env.score(number)))
-        return self.seats[number]
-
     def ask(self, words: Words) -> list[int] | None:
         """The token prompt to answer next; None when the episode is over."""
         with self.guarded():
             ask = None if self.failure or self.env is None else self.env.ask()
             if ask is not None:
-                turns = self.seat(ask.seat).turns
+                turns = self.seats.setdefault(ask.seat, Seat()).turns
                 self.asked = (ask.seat, ask.prompt)
                 return words.context(ask.prompt, turns[-1] if turns else None)
         return None
@@ -87,15 +79,11 @@ class Episode:
         """Give each seat's change of score to its latest turn, or to its first one if it has not spoken yet."""
         assert self.env is not None
         for number, seat in self.seats.items():
-            now = dict(self.env.score(number))
-            change = {name: value - seat.score.get(name, 0.0) for name, value in now.items()}
-            seat.score = now
-            if not seat.turns:
-                seat.early = added(seat.early, change)
-                continue
-            last = seat.turns[-1]
-            seat.turns[-1] = replace(last, earned=added(last.earned, change, seat.early))
-            seat.early = {}
+            if seat.turns:
+                now = dict(self.env.score(number))
+                change = {name: value - seat.score.get(name, 0.0) for name, value in now.items()}
+                seat.score, last = now, seat.turns[-1]
+                seat.turns[-1] = replace(last, earned=added(last.earned, change))
 
     def rollouts(self, version: int, cut: bool) -> list[Rollout]:
         """One rollout per seat that spoke, or that failed."""

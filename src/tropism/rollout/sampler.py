@@ -88,7 +88,8 @@ class Local:
             alive = int(live.sum())
             if alive == 0:
                 break
-            tokens, place, mask = chosen[:, None], place[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            tokens, mask = chosen[:, None], torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            place = (place[:, -1:] + 1).clamp(max=self.context - 1)  # a row that has ended may stand at the limit
             if alive * 2 <= len(live):
                 keep = live.nonzero()[:, 0]
                 cache.batch_select_indices(keep)
