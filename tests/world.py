@@ -1,0 +1,118 @@
+"""A world of two questions per episode, in three domains, and a reward that is random: what resume must survive."""
+
+from __future__ import annotations
+
+import random
+from types import MappingProxyType
+
+import numpy
+import torch
+
+from tropism.types import Ask, Task, seed_of
+
+HERE = __file__
+MODEL = {
+    "path": "tiny",
+    "device": "cpu",
+    "shape": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    },
+}
+
+
+class World:
+    """A source of tasks: say the letter of your domain, twice."""
+
+    def __init__(self, split, seed):
+        self.split, self.seed = split, seed
+
+    def task(self, number):
+        letter = "abc"[number % 3]
+        return Task(env="world", seed=seed_of(self.seed, self.split, number), domain=letter, columns={"answer": letter})
+
+    def open(self, task, sibling):
+        return Letters(task.domain)
+
+    def distinct(self):
+        return None
+
+
+class Letters:
+    """One episode; `low` counts the letters of the first half of the alphabet, which a random policy does say."""
+
+    weights = MappingProxyType({"low": 1.0})
+
+    def __init__(self, letter):
+        self.letter, self.heard = letter, []
+
+    def ask(self):
+        return Ask(0, f"{len(self.heard)} say {self.letter}: ") if len(self.heard) < 2 else None
+
+    def tell(self, reply):
+        self.heard.append(reply)
+
+    def score(self, seat):
+        text = "".join(self.heard)
+        return {"low": sum(character < "m" for character in text) / 8, "right": float(self.letter in text)}
+
+    def feedback(self, seat):
+        return None
+
+    def demonstrate(self):
+        return self.letter
+
+
+def noisy(prompts, completions, **columns):
+    """Draws from every generator that a user's reward may draw from."""
+    return [random.random() + numpy.random.rand() + float(torch.rand(())) for _ in completions]  # noqa: NPY002
+
+
+def needy(completions, colour):
+    """Asks for a column that no task has."""
+    return [float(len(colour)) for _ in completions]
+
+
+def grpo(folder, **changes):
+    """A recipe that trains by GRPO in this world."""
+    stage = {
+        "method": {"grpo": {"kl": 0.1}},
+        "env": f"{HERE}:World",
+        "rewards": {"low": 1.0, f"{HERE}:noisy": 0.5},
+        "success": {"part": "right"},
+        "sampling": {"groups": 3, "group_size": 2, "max_tokens": 4},
+        "train": {
+            "steps": 7,
+            "mini_batches": 2,
+            "save_every": 3,
+            "threads": 1,
+            "learning_rate": 1e-2,
+            "warmup": 2,
+            "decay": "cosine",
+        },
+        "eval": {"every": 2, "tasks": 3, "best": "eval/low"},
+    }
+    return recipe(folder, "rl", stage, changes)
+
+
+def sft(folder, **changes):
+    """A recipe that learns this world's demonstrations."""
+    stage = {
+        "method": "sft",
+        "data": {"demos": f"{HERE}:World", "episodes": 10},
+        "sampling": {"max_tokens": 4},
+        "train": {"steps": 7, "batch": 4, "save_every": 3, "threads": 1, "learning_rate": 1e-2, "decay": "linear"},
+        "eval": {"every": 2, "tasks": 3, "best": "eval/low"},
+    }
+    return recipe(folder, "demos", stage, changes)
+
+
+def recipe(folder, name, stage, changes):
+    """`changes`: section -> settings that replace the stage's own, or a value."""
+    for section, value in changes.items():
+        stage[section] = stage.get(section, {}) | value if isinstance(value, dict) else value
+    return {"name": "run", "output": str(folder), "seed": 3, "model": MODEL, "stages": [{"name": name, **stage}]}
