@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import random
+import resource
 from types import MappingProxyType
 
 import numpy
@@ -116,3 +119,55 @@ def recipe(folder, name, stage, changes):
     for section, value in changes.items():
         stage[section] = stage.get(section, {}) | value if isinstance(value, dict) else value
     return {"name": "run", "output": str(folder), "seed": 3, "model": MODEL, "stages": [{"name": name, **stage}]}
+
+
+# Rewards that go wrong, each in its own way.
+
+
+def constant(completions):
+    return [0.25 for _ in completions]
+
+
+def too_few(completions):
+    return [0.0 for _ in completions[1:]]
+
+
+def not_numbers(reply, answer):
+    """NaN, then infinite; a number where the answer is c."""
+    return {"a": math.nan, "b": math.inf, "c": 1.0}[answer]
+
+
+def never(reply):
+    return math.nan
+
+
+def picky(reply, answer):
+    if answer == "a":
+        raise ValueError("an answer that this reward has not heard of")
+    return random.random()
+
+
+def enormous(completions):
+    return [1e38 * random.choice([-1, 1]) for _ in completions]
+
+
+def interrupting(completions, trainer_state):
+    """Ctrl-C, once four steps are done."""
+    if trainer_state.global_step >= 4 and "WORLD_WELL" not in os.environ:
+        raise KeyboardInterrupt
+    return [random.random() for _ in completions]
+
+
+def breaking(completions, trainer_state):
+    """Breaks down after four steps."""
+    if trainer_state.global_step >= 4 and "WORLD_WELL" not in os.environ:
+        raise ConnectionError("the judge does not answer")
+    return [random.random() for _ in completions]
+
+
+def filling(completions, trainer_state):
+    """Leaves room for files of WORLD_ROOM bytes only, once four steps are done."""
+    if trainer_state.global_step >= 4 and "WORLD_ROOM" in os.environ:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["WORLD_ROOM"]), hard))
+    return [random.random() for _ in completions]

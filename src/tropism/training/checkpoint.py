@@ -92,8 +92,14 @@ def write(partial: Path, policy: Policy, optimizer: AdamW, state: State) -> None
 
 
 def dump(value: Any, path: Path) -> None:
-    with open(path, "wb") as file:  # given a path, torch would write by itself and call a full disk a RuntimeError
-        torch.save(value, file)
+    """`torch.save`, which hides a full disk behind an error of its own."""
+    try:
+        with open(path, "wb") as file:
+            torch.save(value, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 @contextmanager

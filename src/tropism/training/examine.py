@@ -69,9 +69,11 @@ def groups(job: Job) -> int:
 
 def probe(job: Job) -> list[Rollout]:
     """A few of the first rollouts, scored as in training; the run's own state does not move."""
-    if not isinstance(job.draw, Playing):
-        return job.draw(State())[:32]
-    rollouts = job.draw.score(job.draw.play(State(step=-1), groups(job), 0))
+    playing = job.draw
+    if isinstance(playing, Playing):
+        rollouts = playing.score(playing.play(State(step=-1), groups(job), 0))
+    else:
+        rollouts = job.draw(State())[:32]
     bad = failed(rollouts)
     if len(bad) == len(rollouts):
         failure = bad[0].failure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from tropism.envs.rows import read_rows
 from tropism.errors import ConfigError
 from tropism.rollout.render import Render
 from tropism.training.checkpoint import State
-from tropism.types import Message, Prompt, Rollout, Source, Task, Turn, seed_of
+from tropism.types import Failure, Message, Prompt, Rollout, Source, Task, Turn, seed_of
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,24 @@ class Reading:
         return list(torch.randperm(len(self.rollouts), generator=generator).tolist())
 
 
-def load_rollouts(data: Data, words: Render, seed: int) -> list[Rollout]:
-    """Everything there is to read, rendered once."""
+def load_rollouts(data: Data, words: Render, seed: int, context: int = 1 << 30) -> list[Rollout]:
+    """Everything there is to read, rendered once. What the model cannot read, beyond `context` tokens, is a failure."""
     if data.demos is not None:
         source = open_source(data.demos.name, data.demos.options, split="train", seed=seed)
-        return [demonstration(source, number, words) for number in range(data.episodes)]
+        return [readable(demonstration(source, number, words), context) for number in range(data.episodes)]
     rows = read_rows(data.path, data.split)
-    if not rows:
-        raise ConfigError(f"{data.path} has no rows, so there is nothing to learn from.")
-    return [from_row(row, number, words) for number, row in enumerate(rows)]
+    return [readable(from_row(row, number, words), context) for number, row in enumerate(rows)]
+
+
+def readable(rollout: Rollout, context: int) -> Rollout:
+    longest = max(len(turn.context) + len(turn.action) for turn in rollout.turns)
+    if longest <= context:
+        return rollout
+    reason = (
+        f"row {rollout.group} has {longest} tokens but the model reads at most {context}. Shorten it or use a model "
+        "with a longer context."
+    )
+    return replace(rollout, failure=Failure("data", reason))
 
 
 def demonstration(source: Source, number: int, words: Render) -> Rollout:
@@ -74,13 +83,13 @@ def from_row(row: Mapping[str, Any], number: int, words: Render) -> Rollout:
     """TRL's columns: `messages`, or `prompt` and `completion`, or `text`. Every assistant message is learned from."""
     turns: list[Turn] = []
     if row.get("messages") is not None:
-        turns = conversation((), row["messages"], words)
+        turns = conversation((), messages(row["messages"], number), words)
     elif row.get("prompt") is not None and row.get("completion") is not None:
         prompt, completion = row["prompt"], row["completion"]
         if isinstance(prompt, str):
             turns = [given(prompt, str(completion), None, words)]
         else:
-            turns = conversation(prompt, completion, words)
+            turns = conversation(messages(prompt, number), messages(completion, number), words)
     elif row.get("text") is not None:
         ids = words.context(str(row["text"]))
         turns = [Turn(context=ids[:1], action=[*ids[1:], words.stop_ids[0]], reply=str(row["text"]))]
@@ -90,6 +99,18 @@ def from_row(row: Mapping[str, Any], number: int, words: Render) -> Rollout:
             "reply, or prompt and completion, or text."
         )
     return Rollout(task=Task(env="data", columns=row), group=number, turns=tuple(turns), success=True)
+
+
+def messages(value: Any, number: int) -> Sequence[Message]:
+    """The same value, if it is a list of messages."""
+    listed = isinstance(value, list | tuple) and all(isinstance(message, Mapping) for message in value)
+    if listed and all(isinstance(message.get(key), str) for message in value for key in ("role", "content")):
+        found: Sequence[Message] = value
+        return found
+    raise ConfigError(
+        f"row {number} has {value!r:.120} where messages should be. Write a list of "
+        "{'role': text, 'content': text}; a prompt and its completion are both texts or both lists."
+    )
 
 
 def conversation(past: Sequence[Message], rest: Sequence[Message], words: Render) -> list[Turn]:

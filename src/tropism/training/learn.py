@@ -88,7 +88,9 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         memory=state.memory,
         device=policy.device,
     )
-    numbers = rollout_numbers(rollouts, job.per_reply) if job.stage.env else {}
+    numbers = rollout_numbers(rollouts, job.per_reply)
+    if not job.stage.env:  # data earns nothing
+        numbers = {"failures": numbers["failures"]}
     with timed(times, "measure"):
         frozen = None if job.exact and batch.behavior_logp is not None else policy.measuring(temperature, train)
         batch = measure(batch, method.needs, policy=frozen, reference=job.reference)

@@ -22,8 +22,8 @@ class Ranks:
     def gather(self, batch: Batch) -> tuple[Batch, slice]:
         """The batch of all ranks, padded to one T, and where this rank's rows stand in it.
 
-        [N] and [N, T] fields travel; [N, T, K] fields do not and are None in the result. Every rank numbers its episodes
-        and groups from 0, so equal numbers of two ranks are told apart: no group may be parted among ranks.
+        [N] and [N, T] fields travel; [N, T, K] fields do not and are None in the result. Every rank numbers its
+        episodes and groups from 0, so equal numbers of two ranks are told apart: no group may be parted among ranks.
         """
         if self.size == 1:
             return batch, slice(0, len(batch))

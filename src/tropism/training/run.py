@@ -144,7 +144,7 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
 
 def open_draw(recipe: Recipe, stage: Stage, policy: Policy, seed: int, watcher: Watcher) -> Draw:
     if stage.data is not None:
-        return Reading(load_rollouts(stage.data, policy.words, recipe.seed), stage.train.batch, seed)
+        return Reading(load_rollouts(stage.data, policy.words, recipe.seed, policy.context), stage.train.batch, seed)
     assert stage.env is not None
     source = open_source(stage.env.name, stage.env.options, split="train", seed=recipe.seed)
     score = scoring(stage, stage.env)
