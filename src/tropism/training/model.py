@@ -6,13 +6,14 @@ Dropout is off throughout: the sampler and the loss must speak about one distrib
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from tropism.config import Model, Train
 from tropism.errors import ConfigError
@@ -55,10 +56,7 @@ class Policy:
         self.device = device_of(settings.device)
         self.module: Any = module.to(self.device).float().eval()
         if settings.gradient_checkpointing:
-            for part in self.module.modules():
-                if isinstance(part, nn.Dropout):
-                    part.p = 0.0
-            self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute(self.module)
         self.context = int(getattr(module.config, "max_position_embeddings", 1 << 30))
         self.words = Render(tokenizer, stop_ids(module, tokenizer))
         self.sampler = Local(self.module, self.words.stop_ids, self.context, self.precision)
@@ -103,13 +101,42 @@ class Policy:
 
     def save(self, path: Path) -> None:
         """A directory that `from_pretrained` loads, in the dtype of `model.save`, readable by everybody."""
-        state = self.module.state_dict()
-        if self.settings.save == "bfloat16":
-            state = {name: value.to(torch.bfloat16) for name, value in state.items()}
+        dtype = getattr(torch, self.settings.save)
+        cast: dict[int, Tensor] = {}  # tied weights stay one tensor
+        state = {n: cast.setdefault(value.data_ptr(), value.to(dtype)) for n, value in self.module.state_dict().items()}
         self.module.save_pretrained(path, state_dict=state)
+        config = copy.deepcopy(self.module.config)
+        config.dtype = self.settings.save
+        config.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
         for file in path.iterdir():
             file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def recompute(module: Any) -> None:
+    """Keep a layer's input instead of its activations, and run it again in the backward pass.
+
+    transformers' own switch works only in training mode, which would turn dropout on and the sampler's cache off.
+    """
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    def wrapped(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+        return run
+
+    layers = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            f"model.gradient_checkpointing is on, but {type(module).__name__} has no layers that can be recomputed. "
+            "Switch it off, and lower train.micro_tokens if memory is short."
+        )
+    for layer in layers:
+        layer.forward = wrapped(layer.forward)
 
 
 def load_policy(settings: Model, seed: int = 0) -> Policy:
@@ -172,11 +199,13 @@ def pretrained(path: str) -> tuple[Any, Any]:
         raise ConfigError(f"{path} has no config.json, so it is not a model directory. Name the checkpoint itself.")
     try:
         module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # somebody else's files raise anything
         raise ConfigError(f"model.path {path!r} could not be loaded: {first_line(error)}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes from no files
+            raise ValueError("its vocabulary is empty.")
+    except Exception as error:
         raise ConfigError(
             f"{path} has a model but no tokenizer that can be loaded, so no prompt can be given to it: "
             f"{first_line(error)} Copy tokenizer.json and tokenizer_config.json into the directory."

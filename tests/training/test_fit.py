@@ -1,0 +1,155 @@
+import json
+
+import pytest
+import torch
+
+from small import small
+from tropism.config import Data, Named
+from tropism.errors import ConfigError
+from tropism.training.checkpoint import State
+from tropism.training.collate import collate
+from tropism.training.fit import Reading, load_rollouts
+from tropism.training.model import byte_tokenizer
+
+POLICY = small()
+U = {"role": "user", "content": "q1"}
+A = {"role": "assistant", "content": "r1"}
+T = {"role": "tool", "content": "t"}
+B = {"role": "assistant", "content": "r2"}
+
+
+def read(tmp_path, rows, words=POLICY.words, context=1000):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_rollouts(Data(path=str(path)), words, seed=0, context=context)
+
+
+def trained(rollouts):
+    """(everything that is read, what is learned from), as text, row by row."""
+    batch, decode = collate(rollouts, codes={}), POLICY.tokenizer.decode
+    rows = [decode(row[:length]) for row, length in zip(batch.tokens, batch.length, strict=True)]
+    return [(text, decode(row[mask])) for text, row, mask in zip(rows, batch.tokens, batch.action_mask, strict=True)]
+
+
+def test_every_assistant_message_is_learned_from_and_nothing_else(tmp_path):
+    whole = "<|user|>q1<|end|><|assistant|>r1<|end|><|tool|>t<|end|><|assistant|>r2<|end|>"
+    assert trained(read(tmp_path, [{"messages": [U, A, T, B]}])) == [(whole, "r1<|end|>r2<|end|>")]
+
+
+def test_messages_after_the_last_reply_are_not_read(tmp_path):
+    assert trained(read(tmp_path, [{"messages": [U, A, T]}])) == [
+        ("<|user|>q1<|end|><|assistant|>r1<|end|>", "r1<|end|>")
+    ]
+
+
+def test_a_completion_is_learned_from_and_its_prompt_is_not(tmp_path):
+    assert trained(read(tmp_path, [{"prompt": "2 + 2 =", "completion": " 4"}])) == [("2 + 2 = 4<|end|>", " 4<|end|>")]
+
+
+def test_a_conversational_prompt_may_hold_earlier_replies_which_are_not_learned_from(tmp_path):
+    whole = "<|user|>q1<|end|><|assistant|>r1<|end|><|tool|>t<|end|><|assistant|>r2<|end|>"
+    assert trained(read(tmp_path, [{"prompt": [U, A, T], "completion": [B]}])) == [(whole, "r2<|end|>")]
+
+
+def test_a_text_is_learned_from_after_its_first_token(tmp_path):
+    assert trained(read(tmp_path, [{"text": "abc"}, {"text": "d"}])) == [
+        ("abc<|end|>", "bc<|end|>"),
+        ("d<|end|>", "<|end|>"),
+    ]
+
+
+def test_a_text_keeps_its_first_token_where_a_model_starts_with_one(tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    from tropism.rollout.render import Render
+
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = "<|pad|>"
+    start = TemplateProcessing(single="<|pad|> $A", special_tokens=[("<|pad|>", tokenizer.pad_token_id)])
+    tokenizer.backend_tokenizer.post_processor = start
+    words = Render(tokenizer, [tokenizer.eos_token_id])
+    assert trained(read(tmp_path, [{"text": "abc"}], words)) == [("<|pad|>abc<|end|>", "abc<|end|>")]
+
+
+def test_nobody_sampled_it(tmp_path):
+    (one,) = read(tmp_path, [{"text": "abc"}])
+    assert one.turns[0].logp is None and one.failure is None and one.task.columns == {"text": "abc"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "q", "answer": "a"},
+        {"messages": [U]},
+        {"prompt": "p"},
+        {"prompt": "p", "completion": None},
+        {"text": None},
+    ],
+)
+def test_a_row_without_anything_to_learn_is_refused(tmp_path, row):
+    with pytest.raises(ConfigError, match=f"row 1 has the columns {', '.join(row)}.* needs messages") as error:
+        read(tmp_path, [{"text": "ok"}, row])
+    assert "prompt and completion, or text" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"messages": "hello"}, {"messages": [{"role": "user"}]}, {"messages": [U, {"role": "assistant", "content": None}]},
+     {"prompt": [U], "completion": "text"}, {"messages": [{"from": "human", "value": "hi"}]}],
+)  # fmt: skip
+def test_messages_of_another_form_are_refused(tmp_path, row):
+    with pytest.raises(ConfigError, match=r"row 0.*role.*content"):
+        read(tmp_path, [row])
+
+
+def test_an_epoch_reads_every_row_once_and_the_next_in_another_order(tmp_path):
+    rollouts = read(tmp_path, [{"text": f"row {n}"} for n in range(10)])
+    state, draw = State(), Reading(rollouts, 4, seed=1)
+    seen = [one.group for _ in range(5) for one in draw(state)]
+    assert state.cursor == 20
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
+    assert seen[:10] != list(range(10))
+    again = State(cursor=8)
+    assert [one.group for one in draw(again)] == seen[8:12]
+    assert [one.group for one in Reading(rollouts, 4, seed=2)(State())] != seen[:4]
+
+
+def test_a_batch_may_be_larger_than_the_data(tmp_path):
+    rollouts = read(tmp_path, [{"text": "a"}, {"text": "b"}])
+    groups = [one.group for one in Reading(rollouts, 5, seed=0)(State())]
+    assert sorted(groups[:4]) == [0, 0, 1, 1] and set(groups[:2]) == {0, 1}
+
+
+def test_demonstrations_are_what_the_environment_says_itself():
+    data = Data(demos=Named(name="tictactoe"), episodes=6)
+    rollouts = load_rollouts(data, POLICY.words, seed=0)
+    assert len(rollouts) == 6 and {one.task.seat for one in rollouts} == {0, 1}
+    for turn in (turn for one in rollouts for turn in one.turns):
+        assert POLICY.words.reply(turn.action) == turn.reply and turn.action[-1] in POLICY.words.stop_ids
+        assert turn.context == POLICY.words.context(turn.prompt) and turn.reply[-3:] in {f"[{n}]" for n in range(1, 10)}
+    again = load_rollouts(data, POLICY.words, seed=0)
+    assert [one.turns for one in again] == [one.turns for one in rollouts]
+    assert [one.turns for one in load_rollouts(data, POLICY.words, seed=1)] != [one.turns for one in rollouts]
+
+
+def test_an_environment_that_cannot_demonstrate_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"p{n}"}) + "\n" for n in range(40)))
+    data = Data(demos=Named(name="dataset", options={"path": str(path)}))
+    with pytest.raises(ConfigError, match="no `demonstrate`"):
+        load_rollouts(data, POLICY.words, seed=0)
+
+
+def test_what_is_learned_has_a_log_probability(tmp_path):
+    batch = collate(read(tmp_path, [{"messages": [U, A, T, B]}, {"text": "x"}]), codes={})
+    with torch.no_grad():
+        logp = POLICY.forward(batch).logp
+    assert (logp[batch.action_mask] < 0).all() and (logp[~batch.action_mask] == 0).all()
+
+
+def test_what_the_model_cannot_read_whole_is_a_failure_and_not_learned_from(tmp_path):
+    """abcdefg and the end are eight tokens."""
+    short, long = read(tmp_path, [{"text": "abcdefg"}, {"text": "abcdefgh"}], context=8)
+    assert short.failure is None and long.failure is not None
+    assert "has 9 tokens but the model reads at most 8." in long.failure.reason
+    assert trained([short, long]) == [("abcdefg<|end|>", "bcdefg<|end|>")]

@@ -1,0 +1,246 @@
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from small import FAMILIES, GPT2, SHAPE, rollout, small, turn
+from tropism.config import Model, Train
+from tropism.errors import ConfigError
+from tropism.training.collate import collate
+from tropism.training.model import load_policy
+from tropism.types import SamplingParams
+
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def batch():
+    made = [rollout(turn([1, 2, 3], [4, 5, 6])), rollout(turn([7], [8, 9, 10, 11, 12])), rollout(turn([9, 9], [5]))]
+    return collate(made, codes={})
+
+
+def logp(policy, temperature=1.0):
+    with torch.no_grad():
+        return policy.forward(batch(), temperature).logp
+
+
+@families
+def test_what_is_saved_is_what_from_pretrained_loads(family, tmp_path):
+    """Bit for bit: as a policy and in plain transformers, with its tokenizer and chat template."""
+    policy = small(family, seed=3)
+    policy.save(tmp_path)
+    assert torch.equal(logp(load_policy(Model(path=str(tmp_path), device="cpu"))), logp(policy))
+    module, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        assert torch.equal(module.eval()(ids).logits, policy.module(ids).logits)
+    messages = [{"role": "user", "content": "é → 漢"}]
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True).input_ids
+    assert rendered == policy.words.context(tuple(messages))
+    assert module.generation_config.eos_token_id == tokenizer.eos_token_id == policy.words.stop_ids[0]
+
+
+def test_a_checkpoint_is_a_hugging_face_directory_that_everybody_may_read(tmp_path):
+    before = os.umask(0o077)
+    try:
+        small().save(tmp_path)
+    finally:
+        os.umask(before)
+    files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= set(files)
+    assert set(files.values()) == {0o644}
+
+
+@families
+def test_weights_are_saved_in_bfloat16_where_that_is_asked_and_stay_float32_in_memory(family, tmp_path):
+    policy = small(family, save="bfloat16")
+    policy.save(tmp_path / "half")
+    small(family).save(tmp_path / "full")
+    size = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "full")}
+    assert size["half"] < 0.6 * size["full"]
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert all(weight.dtype == torch.float32 for weight in policy.module.parameters())
+    again = load_policy(Model(path=str(tmp_path / "half"), device="cpu"))
+    for mine, theirs in zip(again.module.parameters(), policy.module.parameters(), strict=True):
+        assert torch.equal(mine, theirs.to(torch.bfloat16).float())
+
+
+def test_a_hub_id_is_loaded_from_the_offline_cache(tmp_path):
+    cache = tmp_path / "hub" / "models--somebody--speaker"
+    small().save(cache / "snapshots" / "0123abc")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0123abc")
+    code = (
+        "from tropism.config import Model\nfrom tropism.training.model import load_policy\n"
+        "import torch\n"
+        "policy = load_policy(Model(path='somebody/speaker', device='cpu'))\n"
+        "print(float(policy.module(torch.tensor([[1, 2, 3]])).logits.detach().abs().sum()), policy.words.chat)\n"
+        "try: load_policy(Model(path='somebody/else'))\nexcept Exception as error: print(type(error).__name__, error)\n"
+    )
+    env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    env.pop("HF_HUB_CACHE", None)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    first, second = done.stdout.strip().splitlines()
+    with torch.no_grad():
+        expected = float(small().module(torch.tensor([[1, 2, 3]])).logits.abs().sum())
+    assert first == f"{expected} True"
+    assert second.startswith("ConfigError model.path 'somebody/else' could not be loaded")
+
+
+@families
+def test_a_directory_without_a_tokenizer_is_refused(family, tmp_path):
+    """transformers would make an empty one for most families, and every prompt would be empty."""
+    small(family).save(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ConfigError, match=r"has a model but no tokenizer.*Copy tokenizer\.json"):
+        load_policy(Model(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/no/such/place", "runs/a/b", "nowhere/at-all"])
+def test_a_directory_that_does_not_exist_is_refused(path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"no such directory|could not be loaded"):
+        load_policy(Model(path=path))
+
+
+def test_a_directory_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        load_policy(Model(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("damage", ["torn", "missing", "config", "tokenizer"])
+def test_a_damaged_directory_is_refused(tmp_path, damage):
+    small().save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if damage == "torn":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        (tmp_path / f"{damage}.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"could not be loaded|no tokenizer that can be loaded"):
+        load_policy(Model(path=str(tmp_path)))
+
+
+def test_an_unknown_key_of_the_shape_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.shape\.hiden_size is not a setting of qwen3.*hidden_size"):
+        load_policy(Model(path="tiny", shape={"hiden_size": 32}))
+
+
+def test_the_shape_of_given_weights_cannot_be_changed(tmp_path):
+    small().save(tmp_path)
+    with pytest.raises(ConfigError, match=r"Drop model\.shape, or start from a preset: tiny"):
+        load_policy(Model(path=str(tmp_path), shape={"hidden_size": 32}))
+
+
+def test_a_shape_overrides_the_preset():
+    assert small(shape={"num_hidden_layers": 1}).module.config.num_hidden_layers == 1
+    assert small().module.config.hidden_size == 32 and small("tiny-gpt2").context == 1024
+
+
+def test_the_seed_decides_the_weights_of_a_preset_and_leaves_the_global_generator_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first, again, other = small(seed=1), small(seed=1), small(seed=2)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(logp(first), logp(again)) and not torch.equal(logp(first), logp(other))
+
+
+@families
+def test_forward_is_the_log_softmax_of_the_model_at_each_action_token(family):
+    policy, rows = small(family), batch()
+    found = logp(policy, 0.5)
+    for n in range(len(rows)):
+        ids = rows.tokens[n, : rows.length[n]]
+        with torch.no_grad():
+            whole = (policy.module(ids[None]).logits[0] / 0.5).log_softmax(-1)
+        for t in range(len(ids)):
+            expected = float(whole[t - 1, ids[t]]) if rows.action_mask[n, t] else 0.0
+            assert float(found[n, t]) == pytest.approx(expected, abs=1e-4)
+    assert (found[~rows.action_mask] == 0).all()
+
+
+@families
+def test_what_stands_in_the_padding_does_not_matter(family):
+    policy, rows = small(family), batch()
+    beyond = torch.arange(rows.tokens.shape[1]) >= rows.length[:, None]
+    dirty = rows.replace(tokens=torch.where(beyond, 99, rows.tokens))
+    with torch.no_grad():
+        assert torch.equal(policy.forward(dirty).logp, policy.forward(rows).logp)
+
+
+def test_measuring_is_forward_in_any_number_of_parts():
+    policy, rows = small(), batch()
+    with torch.no_grad():
+        whole = policy.forward(rows, 0.7)
+    for tokens in (1, 12, 1000):
+        found = policy.measuring(0.7, Train(micro_tokens=tokens))(rows)
+        assert found.logp.shape == rows.tokens.shape and not found.logp.requires_grad
+        torch.testing.assert_close(found.logp, whole.logp, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.entropy, whole.entropy, atol=1e-5, rtol=0)
+
+
+@families
+def test_bfloat16_computes_nearly_the_same_and_keeps_float32_weights(family):
+    """Eight bits of mantissa: within 0.1 nats, and not equal."""
+    half = logp(small(family, compute="bfloat16"))
+    difference = (half - logp(small(family))).abs().max()
+    assert 0 < difference < 0.1 and half.dtype == torch.float32
+    policy = small(family, compute="bfloat16")
+    policy.forward(batch()).logp.sum().backward()
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in policy.module.parameters())
+
+
+def gradient(policy):
+    out = policy.forward(batch())
+    (out.logp.sum() + out.entropy.sum()).backward()
+    return torch.cat([weight.grad.flatten() for weight in policy.module.parameters()])
+
+
+@families
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_gradient_checkpointing_runs_layers_twice_and_gives_the_same_gradient(family, compute):
+    runs = {}
+    for on in (False, True):
+        policy = small(family, gradient_checkpointing=on, compute=compute)
+        inner = [part for name, part in policy.module.named_modules() if name.endswith("attn")]
+        calls = []
+        for part in inner:
+            part.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        runs[on] = (gradient(policy), len(calls))
+    assert runs[True][1] == 2 * runs[False][1] > 0
+    torch.testing.assert_close(runs[True][0], runs[False][0], rtol=1e-5, atol=1e-6)
+
+
+@families
+def test_gradient_checkpointing_leaves_the_sampler_alone(family):
+    params = SamplingParams(max_tokens=5)
+    one, other = (small(family, gradient_checkpointing=on).sampler([[1, 2, 3]], params) for on in (False, True))
+    assert one == other
+
+
+def test_dropout_is_off():
+    """GPT-2's configuration asks for 10 %; sampler and loss must speak about one distribution."""
+    policy = small("tiny-gpt2")
+    assert policy.module.config.resid_pdrop == 0.1
+    assert torch.equal(gradient(small("tiny-gpt2")), gradient(policy))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cpu", {"cpu"}), ("auto", {"cpu", "cuda", "mps"})])
+def test_the_device_is_the_one_asked_for(name, kind):
+    policy = load_policy(Model(path="tiny-llama", shape=SHAPE, device=name))
+    assert policy.device.type in kind
+    assert {p.device.type for p in policy.module.parameters()} == {policy.device.type}
+
+
+def test_presets_have_about_half_a_million_weights():
+    for name in FAMILIES:
+        count = sum(p.numel() for p in load_policy(Model(path=name, device="cpu")).module.parameters())
+        assert 3e5 < count < 8e5, (name, count)
+    assert small("tiny-gpt2", shape=GPT2 | {"n_layer": 1}).module.config.n_layer == 1

@@ -1,0 +1,80 @@
+import pytest
+
+from small import rollout, turn
+from tropism.training.numbers import LEFT_OUT, eval_numbers, rollout_numbers
+from tropism.types import Failure, Stop
+
+BROKEN = Failure("play", "broke")
+
+
+def scored(reward, group, rewards=None, **fields):
+    return rollout(turn([1], [2, 3], reward=reward), group=group, rewards=rewards or {}, **fields)
+
+
+def test_the_numbers_of_a_step_by_hand():
+    """Under the names of TRL's GRPO trainer."""
+    long = rollout(
+        turn([1], [2] * 4), turn([1], [2] * 6, reward=2.0, stop=Stop.truncated), group=1, rewards={"win": 2.0}
+    )
+    two = [scored(1.0, 0, {"win": 1.0}, success=True), scored(1.0, 0, {"win": 1.0})]
+    found = rollout_numbers([*two, long, scored(0.0, 1, {"win": 0.0})])
+    assert found == pytest.approx(
+        {
+            "failures": 0.0,
+            "reward": 1.0,
+            "reward_std": 0.5**0.5,
+            "frac_reward_zero_std": 0.5,
+            "success": 0.25,
+            "completions/mean_length": 16 / 5,
+            "completions/max_length": 6,
+            "completions/clipped_ratio": 1 / 5,
+            "turns": 5 / 4,
+            "rewards/win/mean": 1.0,
+        }
+    )
+
+
+def test_failures_are_counted_and_are_in_no_mean():
+    failed = scored(100.0, 0, {"win": 100.0}, failure=BROKEN)
+    found = rollout_numbers([scored(1.0, 0, {"win": 1.0}), failed])
+    assert found["failures"] == 0.5 and found["reward"] == 1.0 and found["rewards/win/mean"] == 1.0
+    assert rollout_numbers([failed]) == {"failures": 1.0}
+    assert rollout_numbers([]) == {"failures": 0.0}
+
+
+def test_what_was_left_out_for_lack_of_contrast_did_not_fail():
+    left = scored(1.0, 0, failure=Failure(LEFT_OUT, "no_contrast"))
+    assert rollout_numbers([left, scored(0.0, 1)])["failures"] == 0.0
+    assert rollout_numbers([left, scored(0.0, 1)])["reward"] == 0.5
+
+
+def test_a_part_per_reply_is_divided_by_replies_and_others_by_the_rollouts_that_have_them():
+    game = rollout(turn([1], [2]), turn([1], [2]), turn([1], [2]), rewards={"illegal": 1.0, "win": -1.0})
+    other = scored(0.0, 1, {"illegal": 0.0})
+    found = rollout_numbers([game, other], frozenset({"illegal"}))
+    assert found["rewards/illegal/mean"] == 0.25 and found["rewards/win/mean"] == -1.0
+    assert rollout_numbers([game, other])["rewards/illegal/mean"] == 0.5
+
+
+def test_two_seats_of_one_group_are_two_comparisons():
+    seats = [scored(reward, 0, seat=seat) for seat, reward in ((0, 1.0), (0, 1.0), (1, 1.0), (1, -1.0))]
+    assert rollout_numbers(seats)["frac_reward_zero_std"] == 0.5
+
+
+def test_pass_at_n_counts_tasks_with_any_success_and_a_failure_is_none():
+    """Group 0 succeeds once, group 1 never, group 2 only failed."""
+    made = [scored(1.0, 0, success=True), scored(0.0, 0), scored(0.0, 1), scored(0.0, 1)]
+    made += [scored(0.0, 2, failure=BROKEN) for _ in range(2)]
+    found = eval_numbers(made, 2)
+    assert found["pass@2"] == pytest.approx(1 / 3) and found["success"] == 0.25
+    assert found["failures"] == pytest.approx(1 / 3)
+    assert "pass@1" not in eval_numbers(made[::2], 1)
+
+
+def test_held_out_parts_stand_under_their_own_names():
+    found = eval_numbers([scored(1.0, 0, {"win": 1.0, "illegal": 0.5})], 1)
+    assert found["win"] == 1.0 and found["illegal"] == 0.5 and found["reward"] == 1.0
+    assert set(found) == {"reward", "success", "failures", "completions/mean_length", "completions/clipped_ratio"} | {
+        "win",
+        "illegal",
+    }

@@ -1,0 +1,205 @@
+"""The update with a real language model. In float64, where only true differences between splits remain."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from small import rollout, small, turn
+from tropism.config import Train
+from tropism.methods.grpo import GRPO
+from tropism.methods.sft import SFT
+from tropism.training.collate import collate
+from tropism.training.optim import AdamW
+from tropism.training.update import micro_batch_rows, mini_batch_rows, update
+from tropism.types import Credit, Output
+
+close = torch.testing.assert_close
+
+
+@dataclass
+class Still:
+    """An optimizer that notes every gradient and rate, and moves nothing."""
+
+    parameters: Sequence[torch.Tensor]
+    gradients: list = field(default_factory=list)
+    rates: list = field(default_factory=list)
+
+    def step(self, rate):
+        self.gradients.append(torch.cat([p.grad.flatten() for p in self.parameters]))
+        self.rates.append(rate)
+        for parameter in self.parameters:
+            parameter.grad = None
+        return {"grad_norm": float(self.gradients[-1].norm()), "learning_rate": rate}
+
+
+def episodes(groups=4, size=3):
+    """Episodes of one to three turns, some of several rows; sampler and trainer differ a little."""
+    draw = torch.Generator().manual_seed(0)
+    integers = lambda *a: torch.randint(*a, generator=draw).tolist()  # noqa: E731
+    made = []
+    for group in range(groups):
+        for _ in range(size):
+            turns, context = [], integers(1, 250, (3,))
+            for number in range(1 + integers(0, 3, (1,))[0]):
+                action = integers(1, 250, (1 + integers(0, 4, (1,))[0],))
+                logp = (-5.5 + 0.3 * torch.randn(len(action), generator=draw)).tolist()
+                turns.append(turn(context, action, logp=logp, reward=float(torch.randn((), generator=draw))))
+                context = [*context, *action, 7] if number % 2 == 0 else integers(1, 250, (5,))
+            made.append(rollout(*turns, group=group))
+    return made
+
+
+@pytest.fixture(scope="module")
+def policy():
+    found = small()
+    found.module.double()
+    return found
+
+
+def batch_of(made, method):
+    batch = collate(made, codes={})
+    batch = batch.replace(**{n: v.double() for n, v in batch.tensors() if v.is_floating_point()})
+    return batch.replace(proximal_logp=batch.behavior_logp + 0.05 * batch.action_mask), method
+
+
+def updated(policy, method=None, made=None, **settings):
+    batch, method = batch_of(made or episodes(), method or GRPO(kl=0.0))
+    optimizer = Still(list(policy.module.parameters()))
+    metrics, weights = update(
+        batch, method.credit(batch), method, policy.forward, optimizer, lambda k: 1.0 + k, **settings
+    )
+    return optimizer, metrics, weights
+
+
+@pytest.mark.parametrize("method", [GRPO(), GRPO(average="token"), SFT()], ids=["grpo", "token", "sft"])
+@pytest.mark.parametrize("mini_batches", [1, 3])
+def test_micro_batches_change_neither_gradients_nor_metrics(policy, method, mini_batches):
+    whole, metrics, weights = updated(policy, method, mini_batches=mini_batches)
+    assert len(whole.gradients) == mini_batches and all(g.norm() > 1e-3 for g in whole.gradients)
+    for micro_tokens in (1, 40, 90):
+        cut, cut_metrics, cut_weights = updated(policy, method, mini_batches=mini_batches, micro_tokens=micro_tokens)
+        for mine, theirs in zip(cut.gradients, whole.gradients, strict=True):
+            close(mine, theirs)
+        assert cut_metrics == pytest.approx(metrics) and torch.equal(cut_weights, weights)
+
+
+def test_an_epoch_of_mini_batches_is_the_whole_batch_when_nothing_moves(policy):
+    """Over a constant length every token's weight times its episodes is the same, so the parts add up to the whole."""
+    method = GRPO(average="constant", longest=8)
+    whole, metrics, _ = updated(policy, method)
+    parts, cut_metrics, _ = updated(policy, method, mini_batches=4)
+    close(sum(parts.gradients) / 4, whole.gradients[0])
+    for name in ("clip_ratio", "ratio", "importance_weight"):
+        assert cut_metrics[name] == pytest.approx(metrics[name])
+
+
+def test_every_optimizer_step_has_its_own_rate(policy):
+    optimizer, metrics, _ = updated(policy, epochs=2, mini_batches=3)
+    assert optimizer.rates == [1, 2, 3, 4, 5, 6]
+    assert metrics["updates"] == 6 and metrics["skipped"] == 0 and metrics["learning_rate"] == 3.5
+
+
+def test_epochs_are_cut_differently(policy):
+    optimizer, _, _ = updated(policy, epochs=2, mini_batches=3)
+    assert (optimizer.gradients[0] - optimizer.gradients[3]).norm() > 1e-3
+
+
+def test_mini_batches_never_part_an_episode_and_hold_every_row_once():
+    batch = collate(episodes(), codes={})
+    assert len(batch) > len(batch.episode.unique())
+    cuts = set()
+    for seed in range(5):
+        parts = list(mini_batch_rows(batch.episode, 3, seed))
+        assert sorted(torch.cat(parts).tolist()) == list(range(len(batch)))
+        named = [set(batch.episode[part].tolist()) for part in parts]
+        assert sum(map(len, named)) == len(batch.episode.unique()) and {len(n) for n in named} == {4}
+        cuts.add(str(sorted(map(sorted, named))))
+    assert len(cuts) == 5
+
+
+@pytest.mark.parametrize("tokens", [1, 12, 25, 1000])
+def test_micro_batches_hold_every_row_once_and_stay_in_bounds(tokens):
+    length = torch.tensor([5, 12, 3, 7, 7, 1, 12])
+    parts = list(micro_batch_rows(length, tokens))
+    assert sorted(torch.cat(parts).tolist()) == list(range(7))
+    for part in parts:
+        assert len(part) == 1 or int(length[part].max()) * len(part) <= tokens
+    if tokens == 1000:
+        assert len(parts) == 1
+
+
+def adam(policy, **settings):
+    return AdamW(policy.module, Train(**settings))
+
+
+def frozen(policy):
+    return [parameter.detach().clone() for parameter in policy.module.parameters()]
+
+
+def moved(policy, before):
+    return [not torch.equal(p, old) for p, old in zip(policy.module.parameters(), before, strict=True)]
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted_and_the_next_one_is_taken():
+    policy, (batch, method) = small(), batch_of(episodes(), GRPO())
+    optimizer, before, calls = adam(policy), frozen(policy), []
+
+    def forward(rows):
+        out = policy.forward(rows)
+        calls.append(len(rows))
+        bad = torch.where(rows.action_mask, torch.nan, 0.0) if len(calls) == 1 else 0.0
+        return Output(logp=out.logp + bad, entropy=out.entropy)
+
+    credit = method.credit(batch)
+    metrics, _ = update(batch, credit, method, forward, optimizer, lambda _: 1e-3)
+    assert metrics["skipped"] == 1 and metrics["updates"] == 0 and "grad_norm" not in metrics
+    assert not any(moved(policy, before))
+    metrics, _ = update(batch, credit, method, forward, optimizer, lambda _: 1e-3)
+    assert metrics["skipped"] == 0 and metrics["updates"] == 1 and metrics["grad_norm"] > 0
+    assert all(moved(policy, before))
+
+
+@dataclass(frozen=True)
+class Nothing(SFT):
+    """No token counts, and every loss is infinite: their product is not a number."""
+
+    def weights(self, batch):
+        return torch.zeros_like(batch.token_reward)
+
+    def loss(self, out, batch, credit):
+        return type(super().loss(out, batch, credit))(out.logp * torch.inf)
+
+
+def test_a_step_in_which_no_token_counts_is_skipped_and_leaves_no_gradient():
+    policy, (batch, method) = small(), batch_of(episodes(), Nothing())
+    optimizer, before = adam(policy, weight_decay=0.1), frozen(policy)
+    metrics, weights = update(batch, method.credit(batch), method, policy.forward, optimizer, lambda _: 1e-3)
+    assert metrics["skipped"] == 1 and metrics["updates"] == 0 and not weights.any()
+    assert not any(moved(policy, before)) and all(p.grad is None for p in policy.module.parameters())
+    metrics, _ = update(batch, method.credit(batch), SFT(), policy.forward, optimizer, lambda _: 1e-3)
+    assert metrics["updates"] == 1 and metrics["grad_norm"] < 1e3
+
+
+def test_a_batch_without_rows_is_skipped():
+    policy, method = small(), GRPO()
+    batch = collate([], codes={})
+    batch = batch.replace(behavior_logp=batch.token_reward, proximal_logp=batch.token_reward)
+    credit = method.credit(batch)
+    metrics, _ = update(batch, credit, method, policy.forward, adam(policy), lambda _: 1e-3, epochs=2, mini_batches=2)
+    assert metrics["skipped"] == 4 and metrics["updates"] == 0 and metrics["loss"] == 0
+
+
+def test_weights_for_the_record_stand_on_their_rows(policy):
+    (batch, method), (_, _, weights) = batch_of(episodes(), GRPO()), updated(policy, mini_batches=1)
+    close(weights, method.weights(batch).double())
+    (_, _, parts) = updated(policy, mini_batches=4)
+    assert ((parts > 0) == batch.action_mask).all() and float(parts.sum()) == pytest.approx(4.0)
+
+
+def test_rows_that_earned_nothing_have_no_gradient(policy):
+    batch, method = batch_of(episodes(), GRPO())
+    optimizer = Still(list(policy.module.parameters()))
+    update(batch, Credit(torch.zeros_like(batch.token_reward)), method, policy.forward, optimizer, lambda _: 1.0)
+    assert optimizer.gradients[0].norm() == 0
