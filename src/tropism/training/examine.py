@@ -50,7 +50,7 @@ def examine(job: Job) -> bool:
     policy = None if exact and not offline else frozen
     batch = measure(batch, job.stage.method.needs, policy=policy, reference=job.reference)
     tolerance = 1e-3 if job.policy.settings.compute == "float32" else 5e-2
-    most = int(batch.length.max()) * len(batch)
+    most = job.stage.train.micro_tokens  # and not more: one forward pass of everything may not fit
     job.watcher.say(doctor.splits_agree(lambda tokens: gradient(job, batch, tokens, temperature), most, tolerance))
     return exact
 

@@ -129,7 +129,7 @@ def splits_agree(gradient: Callable[[int], Tensor], tokens: int, tolerance: floa
 
     Args:
         gradient: micro-batch size in tokens -> flattened gradient.
-        tokens: size at which everything is one micro-batch.
+        tokens: largest micro-batch; it is compared with the smallest, one episode at a time.
     """
     whole, parts = gradient(tokens), gradient(1)
     error = float((whole - parts).norm() / whole.norm().clamp(min=1e-30))
