@@ -9,7 +9,7 @@ rollout                           envs, maths, types
 signals                           maths, types, rollout.render
 record -> view                    no torch
 watch                             types, record, maths
-training                          all of these
+training                          all of these: the loop asks watch, and watch knows nothing of the loop
 api                               anything but the command line; cli anything; nothing imports cli
 """
 
