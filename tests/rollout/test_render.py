@@ -148,6 +148,28 @@ def test_ids_stay_as_sampled_where_their_text_would_become_other_ids():
     assert render.context("?ab?") == [3, 2, 3]
 
 
+def spaced():
+    """SentencePiece's habit, as Llama 2 and Mistral have it: a space before the first word of whatever is tokenized."""
+    letters = {piece: n for n, piece in enumerate(["▁", "a", "b", "q", "\n", "▁a", "▁b", "▁q"])}
+    inner = Tokenizer(models.BPE(vocab=letters, merges=[("▁", "a"), ("▁", "b"), ("▁", "q")]))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    inner.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=END)
+    return Render(tokenizer, [tokenizer.eos_token_id])
+
+
+@pytest.mark.parametrize("reply", ["a b", "b", " a"])
+def test_words_that_follow_others_get_no_space_before_them(reply):
+    render = spaced()
+    prompt = "q\n"
+    given = [*render.context(prompt), *render.action(prompt, reply)]
+    assert given == render.tokenizer(prompt + reply).input_ids + list(render.stop_ids)
+    first = Turn(context=render.context(prompt), action=given[2:], prompt=prompt, reply=reply)
+    extended = render.context(f"{prompt}{reply}a b", first)
+    assert extended[: len(given)] == given
+    assert render.tokenizer.convert_ids_to_tokens(extended[len(given) :]) == ["a", "▁b"]
+
+
 def test_bytes_of_a_character_that_was_cut_stay_as_sampled():
     """Half of é reads as U+FFFD, which is three other bytes: only the ids know what was said."""
     render = words()

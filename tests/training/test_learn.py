@@ -78,6 +78,10 @@ def test_grpo_learns_a_game_of_ones_own(seed, tmp_path):
     rewards = curve(result, "reward")
     assert sum(rewards[:3]) / 3 < 0.05
     assert sum(rewards[-3:]) / 3 > 0.5, rewards
+    names = set(result_metrics(result)[-1])
+    assert {"loss", "grad_norm", "learning_rate", "num_tokens", "reward", "reward_std", "frac_reward_zero_std"} <= names
+    assert {"completions/mean_length", "completions/clipped_ratio", "rewards/share/mean", "clip_ratio"} <= names
+    assert {"skipped", "updates", "failures", "time/step", "time/draw", "time/update"} <= names
 
 
 @pytest.mark.parametrize("function", ["letters", "later"])

@@ -34,7 +34,7 @@ class Render:
         if before is not None and before.prompt:
             words = self.added(prompt, before)
             if words is not None:
-                return [*before.context, *before.action, *self._encode(words, False)]
+                return [*before.context, *before.action, *self.following(words)]
         if isinstance(prompt, str):
             return list(self._encode(prompt, True)) or [self.start()]
         return list(self._encode(self.text(prompt, opening=True), not self.chat))
@@ -72,12 +72,18 @@ class Render:
             mark = self.tokenizer.decode([end])
             if whole.startswith(opening) and mark in whole[len(opening) :]:
                 reply = whole[len(opening) :].split(mark)[0]
-        return [*self._encode(reply, False), end]
+        return [*self.following(reply), end]
 
     def reply(self, action: Sequence[int]) -> str:
         """The words of an action, without the stop token."""
         ids = action[:-1] if action and action[-1] in self.stop_ids else action
         return str(self.tokenizer.decode(ids))
+
+    def following(self, text: str) -> Sequence[int]:
+        """Token ids of words that do not open the text: SentencePiece would put a space before an opening word."""
+        end = self.stop_ids[0]
+        ids = self._encode(self.tokenizer.decode([end]) + text, False)
+        return ids[1:] if ids[:1] == (end,) else self._encode(text, False)
 
     def start(self) -> int:
         """The token that stands before an empty prompt."""
