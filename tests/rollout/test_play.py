@@ -180,6 +180,21 @@ def test_an_environment_that_raises_fails_its_own_episode_only(where):
     assert bad.task.seed == 1 and bad.group == 1
 
 
+def test_an_environment_that_raised_is_left_alone():
+    class Stumbling(Script):
+        plan = (0, 0, 0)
+
+        def tell(self, reply):
+            super().tell(reply)
+            if len(self.heard) == 2:
+                raise RuntimeError("once")
+
+    sampler = Echo()
+    (bad,) = played(Stumbling, sampler=sampler)
+    assert sampler.calls == [["0:0"], ["0:1"]]
+    assert bad.failure is not None and len(bad.turns) == 1
+
+
 def test_an_error_that_is_meant_for_the_user_stops_the_run():
     class Refusing(Script):
         def tell(self, reply):
@@ -206,13 +221,15 @@ def test_an_episode_that_is_too_long_is_truncated_and_one_that_ends_in_time_is_n
         [Stop.finished, Stop.finished],
         [Stop.finished, Stop.truncated],
     ]
-    assert long.failure is None
+    assert long.failure is None and [turn.reply for turn in long.turns] == ["0", "1"]
 
 
 def test_replies_of_all_seats_count_toward_the_limit():
     first, second = played(script(plan=(0, 1, 0, 1)), max_turns=3)
     assert len(first.turns) == 2 and len(second.turns) == 1
     assert first.turns[-1].stop is Stop.truncated and second.turns[-1].stop is Stop.truncated
+    (only,) = played(script(plan=(0, 1)), max_turns=1)
+    assert only.task.seat == 0 and only.turns[0].stop is Stop.truncated
 
 
 def test_feedback_is_recorded_and_never_read_by_the_student():
@@ -233,6 +250,38 @@ def test_a_turn_holds_the_words_the_environment_said_and_heard():
         assert turn.reply == policy.words.reply(turn.action)
         assert len(turn.logp) == len(turn.action)
         assert list(turn.context) == policy.words.context(turn.prompt)
+
+
+def test_a_seat_that_sees_its_past_reads_on_where_its_latest_turn_ended():
+    """Each seat in its own context, token for token, whatever was sampled."""
+
+    class Talk(Script):
+        plan = (0, 1, 0, 1, 0)
+
+        def __init__(self, task, sibling):
+            super().__init__(task, sibling)
+            self.past = {seat: [{"role": "user", "content": f"you are {seat}"}] for seat in (0, 1)}
+
+        def ask(self):
+            if len(self.heard) == len(self.plan):
+                return None
+            seat = self.plan[len(self.heard)]
+            return Ask(seat, tuple(self.past[seat]))
+
+        def tell(self, reply):
+            seat = self.plan[len(self.heard)]
+            self.past[seat] += [{"role": "assistant", "content": reply}, {"role": "user", "content": "go on"}]
+            super().tell(reply)
+
+    policy = small()
+    tasks = [(Task(columns={"env": Talk}), n, 0) for n in range(3)]
+    rollouts = play(tasks, Source(), policy.sampler, policy.words, SamplingParams(max_tokens=6), max_turns=9)
+    assert [len(r.turns) for r in rollouts] == [3, 2] * 3
+    for rollout in rollouts:
+        for before, after in zip(rollout.turns, rollout.turns[1:], strict=False):
+            said = [*before.context, *before.action]
+            assert list(after.context[: len(said)]) == said
+            assert policy.tokenizer.decode(after.context[len(said) :]).endswith("<|user|>go on<|end|><|assistant|>")
 
 
 def test_any_sibling_can_be_replayed_alone():

@@ -90,13 +90,14 @@ def test_numbers_of_the_sampler_stand_on_their_tokens():
     turns = [turn([1], [2, 3], logp=[-1.0, -2.0], entropy=[0.5, 0.25]), turn([1, 2, 3, 4], [5], logp=[-3.0])]
     batch = collate([rollout(*turns)], codes={})
     assert batch.behavior_logp.tolist() == [[0, -1, -2, 0, -3]]
-    assert batch.proximal_entropy is not None and batch.proximal_entropy[0, 1] == 0.5
+    assert batch.proximal_entropy is not None
+    torch.testing.assert_close(batch.proximal_entropy, torch.tensor([[0.0, 0.5, 0.25, 0.0, 0.1]]))
 
 
 def test_data_has_no_sampler():
     batch = collate([rollout(turn([1], [2], sampled=False)), rollout(turn([1], [2]))], codes={})
     assert batch.behavior_logp is None and batch.proximal_entropy is None
-    without = collate([rollout(turn([1], [2], entropy=None))], codes={})
+    without = collate([rollout(turn([1], [2])), rollout(turn([1], [2], entropy=None))], codes={})
     assert without.behavior_logp is not None and without.proximal_entropy is None
 
 
@@ -117,3 +118,4 @@ def test_success_seat_step_and_memory_are_passed_on():
     batch = collate([rollout(turn([1], [2]), seat=3, success=True)], codes={}, step=4, steps=9, memory=memory)
     assert batch.role.tolist() == [3] and batch.success.tolist() == [True]
     assert (batch.step, batch.steps, batch.memory) == (4, 9, memory)
+    assert collate([rollout(turn([1], [2]))], codes={}).memory == {}

@@ -17,18 +17,18 @@ def test_the_numbers_of_a_step_by_hand():
         turn([1], [2] * 4), turn([1], [2] * 6, reward=2.0, stop=Stop.truncated), group=1, rewards={"win": 2.0}
     )
     two = [scored(1.0, 0, {"win": 1.0}, success=True), scored(1.0, 0, {"win": 1.0})]
-    found = rollout_numbers([*two, long, scored(0.0, 1, {"win": 0.0})])
+    found = rollout_numbers([*two, long, scored(0.0, 2, {"win": 0.0}), scored(1.0, 1, {"win": 1.0})])
     assert found == pytest.approx(
         {
             "failures": 0.0,
             "reward": 1.0,
-            "reward_std": 0.5**0.5,
-            "frac_reward_zero_std": 0.5,
-            "success": 0.25,
-            "completions/mean_length": 16 / 5,
+            "reward_std": 0.4**0.5,
+            "frac_reward_zero_std": 2 / 3,
+            "success": 0.2,
+            "completions/mean_length": 18 / 6,
             "completions/max_length": 6,
-            "completions/clipped_ratio": 1 / 5,
-            "turns": 5 / 4,
+            "completions/clipped_ratio": 1 / 6,
+            "turns": 6 / 5,
             "rewards/win/mean": 1.0,
         }
     )

@@ -41,6 +41,7 @@ def test_the_learning_rate_falls_from_warm_up_to_its_final_share(decay, expected
 def test_without_warm_up_the_first_step_has_the_full_rate_and_no_step_divides_by_zero():
     assert scheduled(Train(learning_rate=2.0, decay="linear"), 0, 10) == 2.0
     assert scheduled(Train(learning_rate=2.0, warmup=3, decay="cosine"), 3, 3) == 2.0
+    assert scheduled(Train(learning_rate=2.0, warmup=3, decay="linear"), 4, 4) == 0.0
 
 
 def test_one_step_is_the_one_of_the_paper():
