@@ -1,5 +1,6 @@
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from small import rollout
@@ -37,7 +38,10 @@ def assistant(text):
 
 def answered(render, prompt, reply, before=None, stop=Stop.finished):
     """A turn as `play` makes it: sampled ids, and the words that the environment heard."""
-    action = [*render.tokenizer(reply).input_ids, *([render.stop_ids[0]] if stop is Stop.finished else [])]
+    action = [
+        *render.tokenizer(reply, add_special_tokens=False).input_ids,
+        *([render.stop_ids[0]] if stop is Stop.finished else []),
+    ]
     context = render.context(prompt, before)
     return Turn(context=context, action=action, prompt=prompt, reply=render.reply(action), stop=stop)
 
@@ -105,6 +109,42 @@ def test_a_template_that_forgets_past_reasoning_makes_the_context_afresh_and_a_n
     assert len(rows_of([rollout(first, second)])) == 2
     remembering = answered(words(), prompt[:1], "hm</think>b")
     assert len(rows_of([rollout(remembering, answered(words(), prompt, "d", remembering))])) == 1
+
+
+def beginning(template=None):
+    """A tokenizer that puts <|pad|> before every text, as Llama's puts <s>."""
+    render = words(template, plain=template is None)
+    mark = ("<|pad|>", render.tokenizer.pad_token_id)
+    post = TemplateProcessing(single="<|pad|> $A", special_tokens=[mark])
+    render.tokenizer.backend_tokenizer.post_processor = post
+    return render
+
+
+def test_a_text_begins_once_and_never_again():
+    render = beginning()
+    first = answered(render, "Q", "A")
+    assert spoken(render, first.context) == "<|pad|>Q"
+    assert spoken(render, render.context("QAQ", first)) == f"<|pad|>QA{END}Q"
+    assert spoken(render, render.context((user("a"),))) == "<|pad|>a\n"
+    assert spoken(render, render.action("Q", "A")) == f"A{END}"
+
+
+def test_a_chat_template_writes_its_own_beginning():
+    render = beginning("<|pad|>" + FORGETFUL)
+    assert spoken(render, render.context((user("a"),))) == f"<|pad|><|user|>a{END}<|assistant|>"
+
+
+def test_a_prompt_of_another_kind_gets_a_fresh_context():
+    render = words()
+    chat, text = answered(render, (user("a"),), "b"), answered(render, "a", "b")
+    assert render.context("ab", chat) == render.context("ab")
+    assert render.context((user("ab"),), text) == render.context((user("ab"),))
+
+
+def test_what_came_after_no_prompt_is_not_continued():
+    render = words()
+    loose = Turn(context=[5], action=[7, render.stop_ids[0]], reply="b")
+    assert render.context("bc", loose) == render.context("bc")
 
 
 def test_an_environment_that_shows_no_past_gets_a_fresh_context():

@@ -41,10 +41,10 @@ class Render:
 
     def added(self, prompt: Prompt, before: Turn) -> str | None:
         """The words that `prompt` adds after what `before` has said; None where its past reads differently."""
-        if isinstance(prompt, str) or isinstance(before.prompt, str):
-            past, now = str(before.prompt) + before.reply, prompt
-            if not isinstance(now, str) or not isinstance(before.prompt, str):
-                return None
+        if isinstance(prompt, str) and isinstance(before.prompt, str):
+            past, now = before.prompt + before.reply, prompt
+        elif isinstance(prompt, str) or isinstance(before.prompt, str):
+            return None
         else:
             past, now = self.text(before.prompt, opening=True) + before.reply, self.text(prompt, opening=True)
         if not now.startswith(past):
