@@ -85,6 +85,22 @@ def test_micro_batches_change_neither_gradients_nor_metrics(policy, method, mini
         assert cut_metrics == pytest.approx(metrics) and torch.equal(cut_weights, weights)
 
 
+def test_metrics_are_means_over_action_tokens_and_the_loss_is_per_step(policy):
+    batch, method = batch_of(episodes(), GRPO())
+    with torch.no_grad():
+        result = method.loss(policy.forward(batch), batch, method.credit(batch))
+    _, metrics, _ = updated(policy, method, micro_tokens=40, epochs=2)
+    for name, values in result.metrics.items():
+        assert metrics[name] == pytest.approx(float(values[batch.action_mask].mean()))
+    assert metrics["ratio"] > 0 and metrics["ratio"] != metrics["importance_weight"]
+    assert metrics["loss"] == pytest.approx(float((result.values * method.weights(batch)).sum()))
+
+
+def test_the_seed_decides_what_shares_a_mini_batch(policy):
+    one, again, other = (updated(policy, mini_batches=3, seed=seed)[0].gradients[0] for seed in (5, 5, 6))
+    assert torch.equal(one, again) and (one - other).norm() > 1e-3
+
+
 def test_an_epoch_of_mini_batches_is_the_whole_batch_when_nothing_moves(policy):
     """Over a constant length every token's weight times its episodes is the same, so the parts add up to the whole."""
     method = GRPO(average="constant", longest=8)
