@@ -61,8 +61,8 @@ def train(
     """
     resolved = resolved_recipe(recipe, overrides, fields)
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(Progress(quiet=quiet))
-        watchers: list[Watcher] = [progress]
+        progress: Watcher = Lines() if quiet else stack.enter_context(Progress())
+        watchers = [progress]
         watchers += [
             Tracker(name, run_name=resolved.name, config=recipes.dump(resolved)) for name in resolved.report_to
         ]

@@ -97,10 +97,10 @@ class Train:
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = 1.0
     """0 switches clipping off."""
-    save_every: int = 0
+    save_every: int = 25
     """Steps between checkpoints; 0: only at the end."""
     keep: int = 2
-    """Checkpoints kept, beside the first and the best."""
+    """Checkpoints kept, beside the best."""
     record_every: int = 1
     """Steps between recorded rollouts; metrics are recorded at every step."""
     failure_limit: float = 0.1
@@ -220,7 +220,8 @@ class Stage:
             method = type(self.method).__name__
             raise ConfigError(
                 f"{method} compares a rollout with its siblings, but sampling.group_size is "
-                f"{self.sampling.group_size}: every advantage would be 0 and nothing would be learned. Use group_size >= 2 (8 is a good start)."
+                f"{self.sampling.group_size}: every advantage would be 0 and nothing would be learned. Use "
+                "group_size >= 2 (8 is a good start)."
             )
         if self.data is not None and self.method.needs.sampling:
             raise ConfigError(

@@ -58,6 +58,17 @@ def test_what_a_test_file_asks_is_left_out_of_training(path, tmp_path):
     assert opened(path, "test", test_path=test_path).distinct() == 7
 
 
+def test_a_directory_with_both_splits_may_be_its_own_test_path(tmp_path):
+    made, both = datasets.Dataset.from_list(ROWS), str(tmp_path / "both")
+    datasets.DatasetDict(train=made.select(range(40)), test=made.select(range(30, 50))).save_to_disk(both)
+    assert {task_answer(opened(both, test_path=both), n) for n in range(30)} == {str(n + 1) for n in range(30)}
+    assert opened(both, "test", test_path=both).distinct() == 20
+
+
+def task_answer(source, number):
+    return source.task(number).columns["answer"]
+
+
 def test_all_columns_reach_the_rewards_and_the_environment_is_honest(path):
     source = opened(path)
     task = source.task(3)

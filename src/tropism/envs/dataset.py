@@ -42,7 +42,8 @@ class Dataset:
             template: a text with {column} slots that makes the prompt instead.
             system: a system message before the prompt, which then is a user message (a row's own system message stays).
             holdout: share of prompts that are kept for testing.
-            test_path: where test rows come from instead; what is asked there is left out of training.
+            test_path: whose split `test` is tested on instead; it may be `path` itself. What is asked there is left out
+                of training.
         """
         if not 0 <= holdout < 1:
             raise ConfigError(f"dataset.holdout is {holdout}, but it is a share of the prompts: use 0 to 1, without 1.")
@@ -50,7 +51,7 @@ class Dataset:
         self.seed = seed if part == "train" else 0  # runs of different seeds are compared on the same test rows
         rows = self._read(path, split)
         if test_path:
-            test = self._read(test_path, split if test_path == path else "test")
+            test = self._read(test_path, "test")
             asked = {_key(self._prompt_of(row)) for row in test}
             rows = test if part == "test" else [row for row in rows if _key(self._prompt_of(row)) not in asked]
         else:

@@ -59,6 +59,12 @@ def drawn(state: Any) -> str:
     return "".join(str(i + 1) if s == "." else s for i, s in enumerate(squares))
 
 
+def along(board: str) -> str:
+    """The board three times: by rows, by columns, by diagonals. What is in line stands side by side."""
+    lines = ["".join(board[int(i) - 1] for i in line) for line in LINES]
+    return "\n".join(" ".join(lines[i:j]) for i, j in ((0, 3), (3, 6), (6, 8)))
+
+
 def completing(board: str, mark: str) -> str:
     """Free squares, in order, where this mark would make three in a line."""
     rows = ("".join(board[int(i) - 1] for i in line) for line in LINES)
@@ -103,7 +109,7 @@ class TicTacToe:
     def ask(self) -> Ask | None:
         if self.outcome is not None:
             return None
-        text = f"you {'XO'[self.seat]}\n{self}"
+        text = f"you {'XO'[self.seat]}\n{along(drawn(self.state))}"
         return Ask(self.seat, ({"role": "user", "content": RULES + text if self.rules else text},))
 
     def tell(self, reply: str) -> None:
@@ -147,8 +153,9 @@ class TicTacToe:
         board, mine, theirs = drawn(self.state), "XO"[self.seat], "XO"[1 - self.seat]
         free = [s for s in board if s.isdigit()]
         draws = random.Random(f"demo/{self.task.seed}/{self.sibling}/{self.replies}")
-        win, block = completing(board, mine) or "-", completing(board, theirs) or "-"
-        return f"free {''.join(free)} win {win} block {block} [{draws.choice(free)}]"
+        win, block = completing(board, mine), completing(board, theirs)
+        seen = " ".join(square + ("w" if square in win else "b" if square in block else "-") for square in free)
+        return f"{seen} [{draws.choice(free)}]"
 
     def _oppose(self, draws: random.Random) -> None:
         values = exact()[drawn(self.state)]
