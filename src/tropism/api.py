@@ -64,7 +64,8 @@ def train(
         progress: Watcher = Lines() if quiet else stack.enter_context(Progress())
         watchers = [progress]
         watchers += [
-            Tracker(name, run_name=resolved.name, config=recipes.dump(resolved)) for name in resolved.report_to
+            Tracker(name, resolved.name, recipes.dump(resolved), Path(resolved.output) / resolved.name)
+            for name in resolved.report_to
         ]
         done = training.run(resolved, Together(watchers), resume=resume, fresh=fresh)
     table = before_and_after(done.runs)

@@ -122,9 +122,9 @@ def test_the_board_shows_stones_and_the_numbers_of_free_squares():
     env = TicTacToe(Task(seat=0), 0)
     env.state.apply_action(0)
     env.state.apply_action(4)
-    assert env.ask().prompt == ({"role": "user", "content": "you X\nX23\n4O6\n789"},)
+    assert env.ask().prompt == ({"role": "user", "content": "you X\nX23 4O6 789\nX47 2O8 369\nXO9 3O7"},)
     ruled = TicTacToe(Task(seat=0), 0, rules=True).ask().prompt[0]["content"]
-    assert "[5]" in ruled and ruled.endswith("you X\n123\n456\n789")
+    assert "[5]" in ruled and ruled.endswith("you X\n123 456 789\n147 258 369\n159 357")
 
 
 def test_siblings_share_the_opening_and_differ_in_what_follows():
@@ -224,15 +224,27 @@ def test_winning_squares_are_those_where_openspiel_says_that_the_game_is_won():
         assert completing(position, state_mark) == wins
 
 
-def test_a_demonstration_is_true_and_its_move_is_any_legal_one():
+@pytest.mark.parametrize(("heed", "legal"), [(0.0, "36789"), (1.0, "3")])
+def test_a_demonstration_is_true_and_its_move_any_legal_one_or_the_one_that_follows(heed, legal):
     moves = set()
     for seed in range(300):
         env = board("1425", seat=0)
-        env.task = Task(seed=seed)
+        env.task, env.heed = Task(seed=seed), heed
         said = env.demonstrate()
-        assert said.startswith("free 36789 win 3 block 6 [")
+        assert said.startswith("3w 6b 7- 8- 9- [")
         moves.add(said[-2])
-    assert moves == set("36789")
+    assert moves == set(legal)
+
+
+def test_who_heeds_the_rationale_plays_better_the_more_often_it_does():
+    returns = []
+    for heed in (0.0, 0.2, 1.0):
+        envs = [TicTacToe(Task(seed=seed, seat=seed % 2), heed=heed) for seed in range(400)]
+        for env in envs:
+            while env.ask() is not None:
+                env.tell(env.demonstrate())
+        returns.append(sum(env.score(env.seat)["return"] for env in envs) / len(envs))
+    assert abs(returns[0]) < 0.15 and returns[0] + 0.05 < returns[1] < returns[2] - 0.3, returns
 
 
 @pytest.mark.parametrize("opponent", ["", "strong", "mcts", "mcts:", "mcts:0", "mcts:-1", "mcts:x", "random:3"])

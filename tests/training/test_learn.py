@@ -72,7 +72,7 @@ def test_grpo_learns_a_game_of_ones_own(seed, tmp_path):
         output=str(tmp_path),
         seed=seed,
         sampling={"groups": 4, "group_size": 32, "max_tokens": 8},
-        train={"steps": 40, "learning_rate": 1e-2},
+        train={"steps": 40, "learning_rate": 1e-2, "patience": 40},
         quiet=True,
     )
     rewards = curve(result, "reward")
@@ -98,7 +98,7 @@ def test_ten_lines_of_python_learn_from_a_function_of_ones_own(function, tmp_pat
         name="function",
         output=str(tmp_path),
         sampling={"groups": 4, "group_size": 32, "max_tokens": 6},
-        train={"steps": 30, "learning_rate": 1e-2},
+        train={"steps": 30, "learning_rate": 1e-2, "patience": 30},
         eval={"every": 30, "tasks": 8},
         quiet=True,
     )

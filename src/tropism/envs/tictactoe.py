@@ -21,7 +21,8 @@ from tropism.types import Ask, Task
 MOVE = re.compile(r"\[([^\[\]\s]*)\]")
 LINES = ("123", "456", "789", "147", "258", "369", "159", "357")
 RULES = (
-    "Tic-tac-toe: three in a row, column or diagonal wins. A number is a free square. Think as long as you like, then "
+    "Tic-tac-toe: three in a row, column or diagonal wins. The board is shown by rows, then by columns, then by its two "
+    "diagonals; a number is a free square. Think as long as you like, then "
     "end your reply with the number of one free square in brackets, such as [5]. Any other move loses at once.\n"
 )
 
@@ -83,16 +84,25 @@ class TicTacToe:
     weights: ClassVar[Mapping[str, float]] = {"return": 1.0}
     per_reply: ClassVar[frozenset[str]] = frozenset({"illegal"})
 
-    def __init__(self, task: Task, sibling: int = 0, *, opponent: str | Person = "random", rules: bool = False) -> None:
+    def __init__(
+        self,
+        task: Task,
+        sibling: int = 0,
+        *,
+        opponent: str | Person = "random",
+        rules: bool = False,
+        heed: float = 0.0,
+    ) -> None:
         """
         Args:
             opponent: random; perfect (uniform over the best moves); mcts:N (N simulations a move, 100 is strong); in
                 Python also a function of the board and the free squares.
             rules: say the rules and the format of a reply above the board.
+            heed: share of demonstrated moves that follow from the rationale; the others are any legal move.
         """
         self.person = opponent if callable(opponent) else None
         self.opponent, self.simulations = ("person", 0) if callable(opponent) else _opponent(str(opponent))
-        self.task, self.sibling, self.rules = task, sibling, rules
+        self.task, self.sibling, self.rules, self.heed = task, sibling, rules, heed
         self.seat = task.seat
         self.state = game().new_initial_state()
         self.outcome: str | None = None
@@ -149,13 +159,14 @@ class TicTacToe:
         return self.remark if seat == self.seat else None
 
     def demonstrate(self) -> str:
-        """A true rationale, then any legal move: teaches the format and where to look, but not how to play."""
+        """A true rationale (w wins at once, b blocks), then mostly any legal move: teaches where to look, not to win."""
         board, mine, theirs = drawn(self.state), "XO"[self.seat], "XO"[1 - self.seat]
-        free = [s for s in board if s.isdigit()]
-        draws = random.Random(f"demo/{self.task.seed}/{self.sibling}/{self.replies}")
+        free = [square for square in board if square.isdigit()]
         win, block = completing(board, mine), completing(board, theirs)
         seen = " ".join(square + ("w" if square in win else "b" if square in block else "-") for square in free)
-        return f"{seen} [{draws.choice(free)}]"
+        draws = random.Random(f"demo/{self.task.seed}/{self.sibling}/{self.replies}")
+        heeds = draws.random() < self.heed
+        return f"{seen} [{draws.choice(list((heeds and (win or block)) or free))}]"
 
     def _oppose(self, draws: random.Random) -> None:
         values = exact()[drawn(self.state)]

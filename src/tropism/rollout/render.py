@@ -28,6 +28,7 @@ class Render:
         self.stop_ids = tuple(stop_ids)
         self.chat = bool(getattr(tokenizer, "chat_template", None))
         self._encode = lru_cache(maxsize=65536)(self._tokenize)
+        self._template = lru_cache(maxsize=65536)(self._render)  # games ask about the same board again and again
 
     def context(self, prompt: Prompt, before: Turn | None = None) -> list[int]:
         """Token ids to answer `prompt` after. `before` is the same seat's latest turn, if it has spoken."""
@@ -58,9 +59,7 @@ class Render:
     def text(self, messages: Sequence[Message], *, opening: bool = False) -> str:
         """The conversation as the model reads it; `opening` adds what comes before the assistant's next words."""
         if self.chat:
-            return str(
-                self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=opening)
-            )
+            return self._template(tuple(tuple(message.items()) for message in messages), opening)
         return "".join(message["content"] + "\n" for message in messages)
 
     def action(self, prompt: Prompt, reply: str) -> list[int]:
@@ -89,6 +88,10 @@ class Render:
         """The token that stands before an empty prompt."""
         bos = self.tokenizer.bos_token_id
         return int(self.stop_ids[0] if bos is None else bos)
+
+    def _render(self, messages: tuple[tuple[tuple[str, str], ...], ...], opening: bool) -> str:
+        talk = [dict(message) for message in messages]
+        return str(self.tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=opening))
 
     def _tokenize(self, text: str, special: bool) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=special).input_ids)

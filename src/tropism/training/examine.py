@@ -32,6 +32,10 @@ def examine(job: Job) -> bool:
     if isinstance(job.draw, Playing):
         job.watcher.say(check_rewards(job.stage, job.draw.source))
     rollouts = probe(job)
+    if job.policy.words.chat and any(
+        turn.prompt and isinstance(turn.prompt, str) for r in rollouts for turn in r.turns
+    ):
+        job.watcher.say("prompts are plain text, so this chat model reads them without its template")
     batch = collated(rollouts, job.policy)
     frozen = job.policy.measuring(temperature, job.stage.train)
     exact = True

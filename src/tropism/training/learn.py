@@ -89,6 +89,8 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         device=policy.device,
     )
     numbers = rollout_numbers(rollouts, job.per_reply)
+    if job.stage.success is None:
+        numbers.pop("success", None)
     if not job.stage.env:  # data earns nothing
         numbers = {"failures": numbers["failures"]}
     with timed(times, "measure"):
@@ -214,6 +216,8 @@ def evaluate(job: Job, state: State) -> None:
     times: dict[str, float] = {}
     with timed(times, "eval"):
         metrics, rollouts = job.evaluation(state.step)
+    if job.stage.success is None:  # nobody said what a success is, so none was counted
+        metrics = {name: value for name, value in metrics.items() if "success" not in name and "pass@" not in name}
     job.run.log(state.step, metrics | {"time/eval": times["eval"]})
     job.run.save_rollouts(state.step, record_rows(rollouts), kind="eval")
     job.watcher.step(state.step, metrics, rollouts)

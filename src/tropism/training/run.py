@@ -103,6 +103,8 @@ def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Ru
     checkpoint.seed_generators(job.seed)
     state = checkpoint.restore(start, policy, job.optimizer) if start else State()
     if record is not None:
+        if differs := recipes.differences(record.config["versions"], versions()):
+            watcher.say(f"resumed on other ground, so not bit for bit: {'; '.join(differs)}")
         redo = record.rewind(state.step if start else -1)  # step 0 is what was measured before training
         watcher.say(f"resumed {stage.name} at step {state.step}" + (f", {redo} steps set aside" if redo else ""))
     watcher.begin(stage.name, stage.train.steps, state.step)

@@ -85,18 +85,20 @@ def update(
             for part in micro_batch_rows(mini.length, micro_tokens, unit[rows]):
                 width = int(mini.length[part].max())
                 piece, piece_credit = mini[part].narrow(width), mini_credit[part].narrow(width)
-                result = method.loss(forward(piece), piece, piece_credit)
+                out = forward(piece)
+                result = method.loss(out, piece, piece_credit)
                 share = (result.values * weights[part, :width]).sum()
                 share.backward()
                 loss += share.detach().double().cpu()
-                metrics.add(dict(result.metrics), piece.action_mask)
+                metrics.add({"entropy": out.entropy, **result.metrics}, piece.action_mask)
             losses.append(float(ranks.sum(loss)))
             ranks.sum_gradients(optimizer)
             steps.append(optimizer.step(rate(done)) if bool(ranks.sum(weights.abs().sum())) else skip(optimizer))
             done += 1
     moved = [step for step in steps if "skipped" not in step]
     summary = {name: sum(step[name] for step in moved) / len(moved) for name in (moved[0] if moved else ())}
-    summary |= {"loss": sum(losses) / len(losses), "skipped": sum(step.get("skipped", 0.0) for step in steps)}
+    summary |= {name: sum(step.get(name, 0.0) for step in steps) for name in ("skipped", "not_finite")}
+    summary["loss"] = sum(losses) / len(losses)
     metrics.totals, metrics.tokens = ranks.total(metrics.totals), ranks.total({"": metrics.tokens})[""]
     return metrics.means() | summary | {"updates": done - summary["skipped"]}, recorded
 
