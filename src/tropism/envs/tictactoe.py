@@ -21,9 +21,9 @@ from tropism.types import Ask, Task
 MOVE = re.compile(r"\[([^\[\]\s]*)\]")
 LINES = ("123", "456", "789", "147", "258", "369", "159", "357")
 RULES = (
-    "Tic-tac-toe: three in a row, column or diagonal wins. The board is shown by rows, then by columns, then by its two "
-    "diagonals; a number is a free square. Think as long as you like, then "
-    "end your reply with the number of one free square in brackets, such as [5]. Any other move loses at once.\n"
+    "Tic-tac-toe: three in a row, column or diagonal wins. The board is shown by rows, then by columns, then by "
+    "diagonals; a number is a free square. Think as long as you like, then end your reply with the number of one free "
+    "square in brackets, such as [5]. Any other move loses at once.\n"
 )
 
 
@@ -159,7 +159,7 @@ class TicTacToe:
         return self.remark if seat == self.seat else None
 
     def demonstrate(self) -> str:
-        """A true rationale (w wins at once, b blocks), then mostly any legal move: teaches where to look, not to win."""
+        """A true rationale (w wins at once, b blocks), then mostly any legal move: teaches where to look."""
         board, mine, theirs = drawn(self.state), "XO"[self.seat], "XO"[1 - self.seat]
         free = [square for square in board if square.isdigit()]
         win, block = completing(board, mine), completing(board, theirs)
