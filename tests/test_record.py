@@ -40,6 +40,11 @@ def test_a_directory_in_use_is_refused_with_the_ways_out(run: Run) -> None:
         Run.create(run.path / "file", CONFIG, {})
 
 
+def test_a_kill_inside_the_very_first_write_leaves_a_directory_that_a_run_can_start_in(tmp_path: Path) -> None:
+    (tmp_path / ".config.yaml.partial").write_bytes(b"name: n")
+    assert Run.create(tmp_path, CONFIG, {}).config["name"] == "nim"
+
+
 def test_an_empty_directory_is_a_run_of_which_nothing_is_known(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert (run.config, run.metrics(), run.recorded(), run.recorded("eval"), run.notes()) == ({}, [], [], [], {})

@@ -6,7 +6,8 @@
     notes.json               small named facts: the best checkpoint, the table before and after
     checkpoints/             written elsewhere
     set-aside/<k>/           what a resume had to redo; never deleted
-    report.html              made from all of the above
+
+report.html, made from all of this, lies beside the folders of a run's stages.
 
 Step N is the N-th finished step; what is logged before training has step 0. A file appears whole or not at all, except
 for metrics.jsonl, which grows by a line at a time, so its last line may be torn by a kill: it is ignored.
@@ -146,6 +147,7 @@ class Run:
         if run.path.exists() and not run.path.is_dir():
             raise ConfigError(f"{run.path} is a file, so no run can be written there. Choose another name.")
         held = sorted(entry.name for entry in run.path.iterdir()) if run.path.exists() else []
+        held = [name for name in held if not name.endswith(".partial")]  # a kill inside the very first write
         if held:
             raise ConfigError(
                 f"{run.path} already holds {', '.join(held[:3])}{', …' if len(held) > 3 else ''}; two runs in one "
@@ -159,10 +161,6 @@ class Run:
     @property
     def checkpoints_dir(self) -> Path:
         return self.path / "checkpoints"
-
-    @property
-    def report_path(self) -> Path:
-        return self.path / "report.html"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -298,7 +296,9 @@ def row_of(step: int, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stages_of(run: Path) -> list[Run]:
-    """The records of a run with several stages, in the order of its recipe."""
+    """The records of a run, in the order of its recipe's stages; of a stage, its own."""
+    if (run / "config.yaml").exists():
+        return [Run(run)]
     found = {config.parent.name: Run(config.parent) for config in sorted(run.glob("*/config.yaml"))}
     if not found:
         raise ConfigError(f"{run} holds no run: there is no config.yaml in it or in a folder of it.")
