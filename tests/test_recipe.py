@@ -1,6 +1,7 @@
 """Recipes: what may be written, what it becomes, and what is said about what may not."""
 
 import re
+from dataclasses import dataclass
 
 import pytest
 import yaml
@@ -27,6 +28,16 @@ stages:
     success: {part: win, at_least: 1}
     eval: {every: 5, env: tictactoe}
 """
+
+
+@dataclass(frozen=True)
+class Near:
+    """A reward with a setting."""
+
+    target: int
+
+    def __call__(self, reply):
+        return -abs(len(reply) - self.target)
 
 
 @pytest.fixture
@@ -92,6 +103,11 @@ def test_overrides_reach_into_objects_and_leave_the_callers_alone():
     stage = resolve(raw, ["method.clip_high=0.3", "sampling.group_size=4", "train.batch=5"]).stages[0]
     assert stage.method == GRPO(kl=0.1, clip_high=0.3) and stage.sampling == Sampling(groups=2, group_size=4)
     assert stage.train == Train(steps=3, batch=5) and raw["train"] == {"steps": 3}
+
+
+def test_a_reward_may_be_a_dataclass_that_can_be_called():
+    raw = {"method": GRPO(), "env": "tictactoe", "rewards": {Near(3): 1.0}}
+    assert dump(resolve(raw))["stages"][0]["rewards"] == {f"{__name__}:Near": 1.0}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -316,7 +316,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Named):
         return {value.name: plain(value.options)}
     if isinstance(value, Mapping):
-        return {plain(key): plain(inner) for key, inner in value.items()}
+        return {_address(key) if callable(key) else key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
