@@ -5,8 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from small import FAMILIES, rollout, small
+import small as models
+from metal import Metal
+from small import FAMILIES, rollout
 from tropism.maths.logp import log_softmax
 from tropism.rollout.sampler import Local, draw
 from tropism.training.collate import collate
@@ -16,6 +19,11 @@ FLOAT32, BFLOAT16 = 1e-4, 0.1
 PROMPTS = [[7, 8, 9, 10, 11, 12], [65], [50, 3, 99], [20, 21, 22, 23, 24, 25, 26, 27], [100, 101, 102]]
 
 families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def small(family="tiny-llama", **settings):
+    """Close to uniform: nobody knows beforehand where a reply ends."""
+    return models.small(family, shape={"initializer_range": 0.02}, **settings)
 
 
 def spread(policy, scale=6.0):
@@ -208,6 +216,15 @@ def test_a_draw_takes_the_token_where_the_cumulative_distribution_passes_the_noi
     logp = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).double().log().expand(6, 4)
     noise = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53], dtype=torch.float64)
     assert draw(logp, noise).tolist() == [0, 0, 2, 2, 3, 3]
+
+
+def test_a_draw_works_on_metal_which_has_no_float64():
+    with FakeTensorMode(), Metal():
+        logp = torch.empty(2, 5, device="mps")
+        chosen = draw(logp, torch.empty(2, dtype=torch.float64))
+        assert chosen.device == logp.device and chosen.shape == (2,)
+        with pytest.raises(TypeError, match="no float64"):
+            logp.double()
 
 
 def test_a_token_of_probability_zero_is_never_drawn():

@@ -239,6 +239,12 @@ def test_the_device_is_the_one_asked_for(name, kind):
     assert {p.device.type for p in policy.module.parameters()} == {policy.device.type}
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps:7", "cpu:x", ""])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(ConfigError, match=f"model.device is '{name}', which cannot be used here: .*Use auto, or cpu"):
+        load_policy(Model(path="tiny-llama", shape=SHAPE, device=name))
+
+
 def test_presets_have_about_half_a_million_weights():
     for name in FAMILIES:
         count = sum(p.numel() for p in load_policy(Model(path=name, device="cpu")).module.parameters())

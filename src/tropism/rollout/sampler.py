@@ -17,8 +17,9 @@ class Local:
     """A `Sampler` over any causal language model of transformers, with a KV cache.
 
     Log-probs, entropies and top-K are of softmax(logits / temperature) over the full vocabulary, which is also what
-    tokens are drawn from. A finished row leaves the batch. What a prompt draws depends on the seed and on its place in
-    the list alone (to rounding): not on which prompts finish earlier, nor on how the list is cut into batches.
+    tokens are drawn from. Rows that have ended leave the batch once they are half of it. What a prompt draws depends on
+    the seed and on its place in the list alone (to rounding): not on which prompts finish earlier, nor on how the list
+    is cut into batches.
 
     Args:
         model: a causal language model; read in place.
@@ -70,7 +71,7 @@ class Local:
         most = int(room.max())
         said = Said(n, most, params.top_k, device)
         rows, live = torch.arange(n, device=device), torch.ones(n, dtype=torch.bool, device=device)
-        noise, cache = noise.to(device), None
+        noise, cache = noise.to("cpu" if device.type == "mps" else device), None  # Metal has no float64
         for step in range(most):
             with self.precision():
                 out = self.model(
@@ -82,7 +83,7 @@ class Local:
                     logits_to_keep=1,
                 )
             cache, logp = out.past_key_values, log_softmax(out.logits[:, -1], params.temperature or 1.0)
-            chosen = logp.argmax(-1) if params.temperature == 0 else draw(logp, noise[rows, step])
+            chosen = logp.argmax(-1) if params.temperature == 0 else draw(logp, noise[rows.to(noise.device), step])
             said.write(rows, step, live, chosen, logp)
             live = live & ~torch.isin(chosen, self.stops) & (step + 1 < room[rows])
             alive = int(live.sum())
@@ -131,7 +132,11 @@ class Said:
 
 
 def draw(logp: Tensor, noise: Tensor) -> Tensor:
-    """The token at which the cumulative distribution first exceeds `noise` in [0, 1): [N, V], [N] -> [N]."""
-    cumulative = logp.double().exp().cumsum(-1)
+    """The token at which the cumulative distribution first exceeds `noise` in [0, 1): [N, V], [N] -> [N].
+
+    In float64, and where `noise` is.
+    """
+    cumulative = logp.to(noise.device).double().exp().cumsum(-1)
     aim = (noise * cumulative[:, -1])[:, None]
-    return torch.searchsorted(cumulative, aim, right=True)[:, 0].clamp(max=logp.shape[-1] - 1)
+    chosen = torch.searchsorted(cumulative, aim, right=True)[:, 0].clamp(max=logp.shape[-1] - 1)
+    return chosen.to(logp.device)

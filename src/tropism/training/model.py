@@ -228,7 +228,12 @@ def stop_ids(module: Any, tokenizer: Any) -> list[int]:
 
 def device_of(name: str) -> torch.device:
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises whatever its backend does
+            raise ConfigError(
+                f"model.device is {name!r}, which cannot be used here: {first_line(error)} Use auto, or cpu."
+            ) from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
