@@ -256,6 +256,19 @@ def test_a_given_reply_reads_as_the_template_writes_it():
     assert spoken(render, render.action((user("a"),), "  yes ")) == f"yes.{END}"
 
 
+def test_a_given_reply_ends_with_the_stop_token_that_ends_a_turn_in_the_template():
+    """Gemma's template ends a turn with <end_of_turn> and Phi's with <|end|>, while eos is another token."""
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|pad|>\n{% endfor %}"
+    template += "{% if add_generation_prompt %}<|assistant|>{% else %}<|end|>{% endif %}"
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    render = Render(tokenizer, [tokenizer.eos_token_id, tokenizer.pad_token_id])
+    action = render.action((user("a"),), " yes")
+    assert spoken(render, action) == "yes<|pad|>" and action[-1] == tokenizer.pad_token_id
+    assert render.reply(action) == "yes"
+    assert spoken(render, render.action("a", "yes")) == f"yes{END}"
+
+
 def test_a_tokenizer_without_an_end_is_refused():
     with pytest.raises(ConfigError, match=r"no end-of-sequence token.*Set eos_token"):
         Render(byte_tokenizer(), [])

@@ -68,9 +68,12 @@ class Render:
         if not isinstance(prompt, str) and self.chat:
             opening = self.text(prompt, opening=True)
             whole = self.text([*prompt, {"role": "assistant", "content": reply}])
-            mark = self.tokenizer.decode([end])
-            if whole.startswith(opening) and mark in whole[len(opening) :]:
-                reply = whole[len(opening) :].split(mark)[0]
+            rest = whole[len(opening) :] if whole.startswith(opening) else ""
+            # A template may end a turn by another stop token than eos: Gemma's <end_of_turn>, Phi's <|end|>.
+            marks = {stop: mark for stop in self.stop_ids if (mark := self.tokenizer.decode([stop])) and mark in rest}
+            if marks:
+                end = min(marks, key=lambda stop: rest.index(marks[stop]))
+                reply = rest.split(marks[end])[0]
         return [*self.following(reply), end]
 
     def reply(self, action: Sequence[int]) -> str:
