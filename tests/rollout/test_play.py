@@ -46,9 +46,6 @@ class Source:
     def open(self, task, sibling):
         return task.columns["env"](task, sibling)
 
-    def distinct(self):
-        return None
-
 
 class Script:
     """Asks the seats of `plan` in turn; `gains[n]` is what reply n brings: {seat: {part: change}}."""
@@ -180,6 +177,13 @@ def test_an_environment_that_raises_fails_its_own_episode_only(where):
     assert bad.task.seed == 1 and bad.group == 1
 
 
+@pytest.mark.parametrize("where", ["tell", "score", "feedback"])
+def test_the_reply_that_broke_an_environment_is_recorded(where):
+    (bad,) = played(script(plan=(0, 0), breaks=where))
+    (turn,) = bad.turns
+    assert (turn.prompt, turn.reply, turn.logp) == ("0:0", "0", [-1.0, 0.0]) and where in bad.failure.reason
+
+
 def test_an_environment_that_raised_is_left_alone():
     class Stumbling(Script):
         plan = (0, 0, 0)
@@ -192,7 +196,7 @@ def test_an_environment_that_raised_is_left_alone():
     sampler = Echo()
     (bad,) = played(Stumbling, sampler=sampler)
     assert sampler.calls == [["0:0"], ["0:1"]]
-    assert bad.failure is not None and len(bad.turns) == 1
+    assert bad.failure is not None and [turn.feedback for turn in bad.turns] == ["secret 1", None]
 
 
 def test_an_error_that_is_meant_for_the_user_stops_the_run():

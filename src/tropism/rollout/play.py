@@ -69,10 +69,11 @@ class Episode:
             return
         assert self.asked is not None and self.env is not None
         number, prompt = self.asked
-        turn = replace(turn, prompt=prompt, reply=words.reply(turn.action))
+        turn, turns = replace(turn, prompt=prompt, reply=words.reply(turn.action)), self.seats[number].turns
+        turns.append(turn)  # first, so that the record shows the reply that broke the environment
         with self.guarded():
             self.env.tell(turn.reply)
-            self.seats[number].turns.append(replace(turn, feedback=self.env.feedback(number)))
+            turns[-1] = replace(turn, feedback=self.env.feedback(number))
             self.settle()
 
     def settle(self) -> None:
