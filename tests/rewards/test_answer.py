@@ -2,10 +2,13 @@ r"""Answers as mathematics, without signals. GSM8K's format: Cobbe et al. 2021, 
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
 
+from tropism.errors import ConfigError
+from tropism.rewards import find_scorer
 from tropism.rewards.answer import Judge, exact_match, marked, math_answer, plain_number
 
 
@@ -72,6 +75,13 @@ def test_a_comparison_that_never_ends_is_stopped_and_the_next_one_works():
         assert not judge.equal("x+y", "2x")
     finally:
         judge.stop()
+
+
+def test_a_missing_math_verify_is_told_before_anything_is_scored(monkeypatch):
+    assert find_scorer("math_answer")[0] == "math_answer"
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(ConfigError, match=r"pip install 'tropism\[tasks\]'"):
+        find_scorer("math_answer")
 
 
 def test_an_empty_reference_cannot_be_scored():

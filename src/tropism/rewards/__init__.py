@@ -11,12 +11,14 @@ None means "does not apply"; a Failure means "could not be scored"; neither is 0
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from tropism.errors import ConfigError
 from tropism.load import hint, load
 from tropism.rewards.adapt import adapt
+from tropism.rewards.answer import MISSING
 from tropism.types import Scorer
 
 SCORERS = {
@@ -40,6 +42,8 @@ def find_scorer(given: str | Callable[..., Any], parts: Iterable[str] = ()) -> t
             raise ConfigError(
                 f"there is no reward {given!r}. {hint(given, [*SCORERS, *parts])} Your own: file.py:function."
             )
+        if given == "math_answer" and importlib.util.find_spec("math_verify") is None:
+            raise ConfigError(MISSING)
         function = load(SCORERS.get(given, given))
     if not callable(function) or isinstance(function, type):
         raise ConfigError(f"the reward {given!r} is a {type(function).__name__}, but must be a function.")

@@ -21,6 +21,7 @@ from tropism.errors import ConfigError
 NUMBER = re.compile(r"-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?(?:/[0-9]+)?")
 BRACE = re.compile(r"\\boxed\s*\{|[{}]")
 PLAIN = re.compile(r"[-+]?[0-9]{1,60}(?:\.[0-9]{1,60})?(?:/[0-9]{1,60})?")
+MISSING = "math_answer needs math-verify, for answers that are not numbers: pip install 'tropism[tasks]'."
 LONGEST = 2000
 """Characters of an answer; what is longer is wrong, for no reference is."""
 
@@ -120,9 +121,7 @@ class Judge:
                 text=True,
             )
             if self._line(self.process, self.start) != "ready":
-                raise ConfigError(
-                    "math_answer needs math-verify for answers that are not numbers: pip install math-verify."
-                )
+                raise ConfigError(MISSING)
         return self.process
 
     def _line(self, process: subprocess.Popen[str], limit: float) -> str | None:

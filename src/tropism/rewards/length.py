@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from tropism.errors import ConfigError
-from tropism.types import Rollout, Scored
-
 
 def soft_overlong(length: int, *, longest: int = 20480, cache: int = 4096) -> float:
     """DAPO's soft overlong punishment. Yu et al. 2025, arXiv:2503.14476, eq. 13.
@@ -28,23 +22,3 @@ def soft_overlong(length: int, *, longest: int = 20480, cache: int = 4096) -> fl
         In [-1, 0].
     """
     return max(-1.0, min(0.0, (longest - cache - length) / cache))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overlong:
-    """`soft_overlong` as a scorer: every reply pays for its own length."""
-
-    longest: int = 20480
-    """Tokens from which the price is 1; usually sampling.max_tokens."""
-    cache: int = 4096
-    """Tokens over which the price grows from 0 to 1."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.cache <= self.longest:
-            raise ConfigError(f"Overlong has cache {self.cache} and longest {self.longest}; use 0 < cache <= longest.")
-
-    def __call__(self, rollouts: Sequence[Rollout]) -> list[Scored]:
-        return [
-            {"overlong": [soft_overlong(len(t.action), longest=self.longest, cache=self.cache) for t in r.turns]}
-            for r in rollouts
-        ]
