@@ -59,7 +59,8 @@ def sample(
 ) -> None:
     """Print what a model replies to a prompt."""
     from tropism import api
+    from tropism.view.words import visible
 
     replies = api.sample(model, prompt, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, device=device)
-    for number, reply in enumerate(replies, 1):
+    for number, reply in enumerate(map(visible, replies), 1):
         print(f"[{number}] {reply}" if n > 1 else reply)

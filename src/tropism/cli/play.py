@@ -9,6 +9,7 @@ import typer
 
 from tropism.cli.models import Model, Options
 from tropism.errors import ConfigError
+from tropism.view.words import visible
 
 
 def play(
@@ -39,9 +40,9 @@ def play(
             table = game(task, 0, **{**options, "opponent": person})
             while (ask := table.ask()) is not None:
                 reply = chat.reply(ask.prompt)
-                print(f"\nmodel: {reply}")
+                print(f"\nmodel: {visible(reply)}")
                 table.tell(reply)
-            print(f"\n{table}\n\n{verdict(table.score(1 - seat), table.feedback(seat))}")
+            print(f"\n{table}\n\n{visible(verdict(table.score(1 - seat), table.feedback(seat)))}")
             number += 1
     except (Leave, EOFError):
         print("\nGoodbye.")
