@@ -15,7 +15,7 @@ from tropism.cli import main
 from tropism.envs import open_source
 from tropism.recipe import load
 from tropism.record import Run
-from tropism.training.run import scoring
+from tropism.training.scoring import scoring
 from tropism.types import Rollout, Turn
 
 RECIPE = str(Path(__file__).parent.parent / "recipes" / "gsm8k.yaml")
@@ -87,7 +87,7 @@ def test_a_right_answer_is_paid_and_counts_as_a_success(folder):
     right = task.columns["answer"].rpartition("#### ")[2]
     said = [rf"so \boxed{{{right}}}", rf"so \boxed{{{right}.0}}.", rf"{right} then \boxed{{7777}}", "I do not know"]
     turns = [Turn(context=[1], action=[2], reply=reply) for reply in said]
-    scored = scoring(stage, stage.env)([Rollout(task=task, group=0, turns=(turn,)) for turn in turns])
+    scored = scoring(stage, stage.env, source)([Rollout(task=task, group=0, turns=(turn,)) for turn in turns])
     assert [r.reward for r in scored] == [1, 1, 0, 0] and [r.success for r in scored] == [True, True, False, False]
 
 
@@ -95,9 +95,8 @@ def test_a_directory_with_both_splits_is_the_data_set_that_the_recipe_names(fold
     made = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict(train=made.select(range(20)), test=made.select(range(20, 25))).save_to_disk("data/gsm8k")
     (stage,) = load(RECIPE).stages
-    sizes = {s: open_source(stage.env.name, stage.env.options, split=s, seed=0).distinct() for s in ("train", "test")}
-    assert sizes == {"train": 20, "test": 5}
-    source = open_source(stage.env.name, stage.env.options, split="test", seed=0)
+    train, source = (open_source(stage.env.name, stage.env.options, split=s, seed=0) for s in ("train", "test"))
+    assert (len(train.rows), len(source.rows)) == (20, 5)
     prompt = source.open(source.task(0), 0).ask().prompt
     assert [message["role"] for message in prompt] == ["system", "user"]
     assert prompt[1]["content"] == source.task(0).columns["question"]

@@ -67,6 +67,7 @@ def save(path: Path, policy: Policy, optimizer: AdamW, state: State) -> Path:
     try:
         with saving(final), disk_errors():
             write(partial, policy, optimizer, state)
+            flush(partial)
             os.replace(partial, final)
             flush(path)
     except TropismError:  # a full disk should not stay full of this

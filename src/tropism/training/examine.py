@@ -18,6 +18,7 @@ from tropism.training.collate import collate
 from tropism.training.learn import Job, Playing
 from tropism.training.model import Policy
 from tropism.training.numbers import failed
+from tropism.training.scoring import parts_of
 from tropism.training.update import inseparable, micro_batch_rows
 from tropism.types import Batch, Credit, Rollout, Source
 from tropism.watch import doctor
@@ -62,7 +63,7 @@ def examine(job: Job) -> bool:
 def check_rewards(stage: Stage, source: Source) -> str:
     """Does every reward function get the columns that it names?"""
     tasks = [source.task(number) for number in range(GROUPS)]
-    parts = source.open(tasks[0], 0).score(tasks[0].seat)
+    parts = parts_of(source)
     found = [find_scorer(given, parts) for given in stage.rewards if given not in parts]
     return doctor.gets_columns({name: columns for name, _, columns in found}, tasks)
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tropism import recipe as recipes
 from tropism.config import Model, Named, Recipe, Stage
-from tropism.envs import find_class, open_source
+from tropism.envs import open_source
 from tropism.envs.rows import read_rows
 from tropism.errors import ConfigError, TropismError
 from tropism.record import Run, Watcher
-from tropism.rewards import find_scorer
-from tropism.rewards.score import score
 from tropism.training import checkpoint
 from tropism.training.checkpoint import State
 from tropism.training.evaluate import Evaluation
@@ -29,7 +26,8 @@ from tropism.training.fit import Reading, load_rollouts
 from tropism.training.learn import Draw, Job, Playing, learn
 from tropism.training.model import Policy, load_policy
 from tropism.training.optim import AdamW
-from tropism.types import Rollout, seed_of
+from tropism.training.scoring import per_reply, scoring
+from tropism.types import seed_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def run(recipe: Recipe, watcher: Watcher, *, resume: bool = False, fresh: bool =
         )
     for stage in recipe.stages[1:]:  # what cannot work is said before the stages in front of it have trained
         foresee(stage, recipe.seed)
-    resumable = {stage.name: unchanged(path / stage.name, recipe) for stage in recipe.stages} if resume else {}
+    resumable = begun(path, recipe, watcher) if resume else {}
     model, runs, trained = recipe.model, [], 0
     for stage in recipe.stages:
         record = resumable.get(stage.name)
@@ -75,7 +73,8 @@ def run(recipe: Recipe, watcher: Watcher, *, resume: bool = False, fresh: bool =
         last = checkpoint.latest(runs[-1].checkpoints_dir)
         assert last is not None
         model = replace(recipe.model, path=str(last), shape={})
-    if trained == 0:
+    # Killed after the last checkpoint, a run still lacks its table and report, which the caller makes from this result.
+    if trained == 0 and "table" in runs[-1].notes() and (path / "report.html").exists():
         raise ConfigError(
             f"{path} is finished, so there is nothing to resume. Its model is {model.path}. To train on, start another "
             "run from it: model.path=… name=…"
@@ -96,21 +95,23 @@ def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Ru
     job = open_job(recipe, stage, model, policy, path, watcher)
     exact = examine(job)
     if record is None:
-        Run.create(path, recipes.dump(recipe) | {"stage": stage.name}, versions())
+        Run.create(path, recipes.dump(recipe) | {"stage": stage.name}, versions(policy.device))
     if "sampler" not in job.run.notes():
         job.run.note("sampler", {"exact": exact})
     job = replace(job, exact=job.run.notes()["sampler"]["exact"])  # a resumed run keeps the answer it began with
     checkpoint.seed_generators(job.seed)
     state = checkpoint.restore(start, policy, job.optimizer) if start else State()
     if record is not None:
-        if differs := recipes.differences(record.config["versions"], versions()):
+        if differs := recipes.differences(record.config["versions"], versions(policy.device)):
             watcher.say(f"resumed on other ground, so not bit for bit: {'; '.join(differs)}")
         redo = record.rewind(state.step if start else -1)  # step 0 is what was measured before training
         watcher.say(f"resumed {stage.name} at step {state.step}" + (f", {redo} steps set aside" if redo else ""))
     watcher.begin(stage.name, stage.train.steps, state.step)
     done, moved = state.step, state.updates
-    learn(job, state)
-    watcher.end(stage.name)
+    try:
+        learn(job, state)
+    finally:
+        watcher.end(stage.name)
     if state.updates == moved:
         raise TropismError(
             f"stage {stage.name} took {state.step - done} steps, but no update moved the weights (all were skipped): "
@@ -149,7 +150,7 @@ def open_draw(recipe: Recipe, stage: Stage, policy: Policy, seed: int, watcher: 
         return Reading(load_rollouts(stage.data, policy.words, recipe.seed, policy.context), stage.train.batch, seed)
     assert stage.env is not None
     source = open_source(stage.env.name, stage.env.options, split="train", seed=recipe.seed)
-    score = scoring(stage, stage.env)
+    score = scoring(stage, stage.env, source)
     return Playing(stage=stage, source=source, policy=policy, score=score, seed=seed, say=watcher.say)
 
 
@@ -163,12 +164,13 @@ def open_evaluation(recipe: Recipe, stage: Stage, policy: Policy) -> Evaluation 
             f"stage {stage.name!r} asks for an evaluation every {stage.eval.every} steps, but has no environment to "
             "play. Name one: eval.env."
         )
+    source = open_source(env.name, env.options, split="test", seed=recipe.seed)
     return Evaluation(
         settings=stage.eval,
         sampling=stage.sampling,
-        source=open_source(env.name, env.options, split="test", seed=recipe.seed),
+        source=source,
         policy=policy,
-        score=scoring(stage, env),
+        score=scoring(stage, env, source),
         seed=recipe.seed,
         per_reply=per_reply(env),
     )
@@ -181,66 +183,57 @@ def evaluated(stage: Stage) -> Named | None:
 def foresee(stage: Stage, seed: int) -> None:
     """Raise what opening this stage would raise, as far as it can be known without its model."""
     for env in {named.name: named for named in (stage.env, evaluated(stage)) if named}.values():
-        scoring(stage, env)
-        check_rewards(stage, open_source(env.name, env.options, split="train", seed=seed))
+        source = open_source(env.name, env.options, split="train", seed=seed)
+        scoring(stage, env, source)
+        check_rewards(stage, source)
     if stage.data is not None and stage.data.path:
         read_rows(stage.data.path, stage.data.split)
 
 
-def scoring(stage: Stage, env: Named) -> Callable[[Sequence[Rollout]], list[Rollout]]:
-    """`score` with the stage's scorers and weights; without any, the environment's own weights."""
-    scorers: dict[str, Any] = {}
-    weights: dict[str, float] = {}
-    source = open_source(env.name, env.options, split="train", seed=0)
-    task = source.task(0)
-    parts = tuple(source.open(task, 0).score(task.seat))
-    for given, weight in stage.rewards.items():
-        if isinstance(given, str) and given in parts:
-            weights[given] = weight
-            continue
-        name, scorer, _ = find_scorer(given, parts)
-        if name in scorers:
-            raise ConfigError(f"two rewards are called {name}, and the record could not tell them apart. Rename one.")
-        scorers[name], weights[name] = scorer, weight
-    weights = weights or own_weights(source, parts)
-    if not weights:
-        raise ConfigError(f"{env.name} has no reward of its own, so the recipe must name one: rewards: {{…: 1.0}}.")
-    success = (stage.success.part, stage.success.at_least) if stage.success else None
-    return partial(score, scorers=scorers, weights=weights, success=success, parts=parts)
+FREE = re.compile(r"[^.]+\.train\.(failure_limit|patience|keep|save_every|record_every)|report_to|output")
+"""Keys that may differ on resume: they say when to stop, what to keep and whom to tell, and move no weight. Those of
+`eval` are not among them: they change which checkpoint is the best."""
 
 
-def own_weights(source: Any, parts: Sequence[str]) -> dict[str, float]:
-    """Which parts of the environment's score count when the recipe does not say."""
-    env = source.open(source.task(0), 0)
-    declared: Mapping[str, float] | None = getattr(env, "weights", None)
-    return dict.fromkeys(parts, 1.0) if declared is None else dict(declared)
+def begun(path: Path, recipe: Recipe, watcher: Watcher) -> dict[str, Run]:
+    """Stage -> its record, for the stages that had started."""
+    records = {stage.name: Run(path / stage.name) for stage in recipe.stages}
+    found = {name: record for name, record in records.items() if record.config}
+    if not found:
+        watcher.say(f"nothing to resume at {path}: starting")
+    if freed := dict.fromkeys(line for record in found.values() for line in unchanged(record, recipe)):
+        watcher.say(f"resumed with {'; '.join(freed)}")
+    return found
 
 
-def per_reply(env: Named | None) -> frozenset[str]:
-    return frozenset(getattr(find_class(env.name), "per_reply", ())) if env else frozenset()
-
-
-def unchanged(path: Path, recipe: Recipe) -> Run | None:
-    """The record of a stage to resume; None if it never started. A changed recipe is refused, key by key."""
-    record = Run(path)
-    if not record.config:  # killed before it had begun
-        return None
+def unchanged(record: Run, recipe: Recipe) -> list[str]:
+    """The changes that a resume survives; any other one is refused, key by key."""
     old = {k: v for k, v in record.config.items() if k not in ("stage", "versions")}
-    changed = [line for line in recipes.differences(old, recipes.dump(recipe)) if not line.startswith("output")]
-    if changed:
-        lines = "\n  ".join(changed)
+    changed = recipes.differences(old, recipes.dump(recipe))
+    freed = [line for line in changed if FREE.fullmatch(line.split(": ")[0])]
+    if fixed := [line for line in changed if line not in freed]:
+        lines = "\n  ".join(fixed)
         raise ConfigError(
-            f"{path} was made by another recipe, so continuing it would be neither run:\n  {lines}\n"
+            f"{record.path} was made by another recipe, so continuing it would be neither run:\n  {lines}\n"
             "Undo the change, or start a run of another name."
         )
-    return record
+    return freed
 
 
-def versions() -> dict[str, str]:
-    """What a run depends on, for its record."""
-    names = ("tropism", "torch", "transformers", "tokenizers", "numpy")
-    found = {name: metadata.version(name) for name in names}
-    return found | {"python": platform.python_version(), "threads": str(torch.get_num_threads())}
+DISTRIBUTIONS = (
+    *("tropism", "torch", "transformers", "tokenizers", "numpy", "datasets"),
+    *("reasoning-gym", "open_spiel", "math-verify"),  # what an environment or a reward may rest on
+)
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What a run depends on, for its record; what is not installed is left out."""
+    found = {}
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return found | {"python": platform.python_version(), "threads": str(torch.get_num_threads()), "device": where}
 
 
 def set_aside(path: Path) -> None:

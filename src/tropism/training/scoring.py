@@ -1,0 +1,56 @@
+"""A stage's rewards as one function of rollouts: its scorers, its weights, the environment's own parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from tropism.config import Named, Stage
+from tropism.envs import find_class
+from tropism.errors import ConfigError
+from tropism.rewards import find_scorer
+from tropism.rewards.score import score
+from tropism.types import Rollout, Source
+
+
+def scoring(stage: Stage, env: Named, source: Source) -> Callable[[Sequence[Rollout]], list[Rollout]]:
+    """`score` with the stage's scorers and weights; without any, the environment's own weights.
+
+    Args:
+        source: `env`, opened.
+    """
+    scorers: dict[str, Any] = {}
+    weights: dict[str, float] = {}
+    parts = parts_of(source)
+    for given, weight in stage.rewards.items():
+        if isinstance(given, str) and given in parts:
+            weights[given] = weight
+            continue
+        name, scorer, _ = find_scorer(given, parts)
+        if name in scorers:
+            raise ConfigError(f"two rewards are called {name}, and the record could not tell them apart. Rename one.")
+        scorers[name], weights[name] = scorer, weight
+    weights = weights or own_weights(source, parts)
+    if not weights:
+        raise ConfigError(f"{env.name} has no reward of its own, so the recipe must name one: rewards: {{…: 1.0}}.")
+    success = (stage.success.part, stage.success.at_least) if stage.success else None
+    return partial(score, scorers=scorers, weights=weights, success=success, parts=parts)
+
+
+def parts_of(source: Source) -> tuple[str, ...]:
+    """The names of an environment's own parts of the score."""
+    task = source.task(0)
+    return tuple(source.open(task, 0).score(task.seat))
+
+
+def own_weights(source: Source, parts: Sequence[str]) -> dict[str, float]:
+    """Which parts of the environment's score count when the recipe does not say."""
+    env = source.open(source.task(0), 0)
+    declared: Mapping[str, float] | None = getattr(env, "weights", None)
+    return dict.fromkeys(parts, 1.0) if declared is None else dict(declared)
+
+
+def per_reply(env: Named | None) -> frozenset[str]:
+    """The parts that reports divide by the number of replies."""
+    return frozenset(getattr(find_class(env.name), "per_reply", ())) if env else frozenset()
