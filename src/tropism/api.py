@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tropism.training.checkpoint import latest
 from tropism.training.evaluate import Evaluation
 from tropism.training.examine import examine
 from tropism.training.model import Policy, load_policy
+from tropism.training.scoring import parts_of, per_reply
 from tropism.types import Failure, Prompt, SamplingParams, seed_of
 from tropism.view.progress import Progress
 from tropism.view.progress import table as print_table
@@ -40,6 +42,10 @@ class Result:
     """The checkpoint with the best held-out metric, if there was an evaluation."""
     table: tuple[tuple[str, ...], list[tuple[Any, ...]]]
     """Column names and rows of held-out numbers before and after."""
+
+    def __str__(self) -> str:
+        named = {"model": self.model, "best": self.best, "report": self.report}
+        return "\n".join(f"{name:<8}{path}" for name, path in named.items() if path)
 
 
 def train(
@@ -67,20 +73,22 @@ def train(
             Tracker(name, resolved.name, recipes.dump(resolved), Path(resolved.output) / resolved.name)
             for name in resolved.report_to
         ]
-        done = training.run(resolved, Together(watchers), resume=resume, fresh=fresh)
+        together = Together(watchers)
+        try:
+            done = training.run(resolved, together, resume=resume, fresh=fresh)
+        except Exception:
+            if together.began:
+                with contextlib.suppress(Exception):  # what stopped the run is the news, not that its report fails too
+                    progress.say(f"report  {report(Path(resolved.output) / resolved.name)}")
+            raise
     table = before_and_after(done.runs)
     done.runs[-1].note("table", {"columns": list(table[0]), "rows": [list(row) for row in table[1]]})
-    policy = load_policy(Model(path=str(done.model), device="cpu"))
-
-    def decode(ids: Sequence[int]) -> str:
-        return str(policy.tokenizer.decode(ids, skip_special_tokens=True))
-
-    report = write_report(done.runs, done.path / "report.html", decode=decode)
+    result = Result(done.path, done.model, report(done.path), done.best, table)
     if not quiet:
         if table[1]:
             print_table(*table)
-        progress.say(f"model   {done.model}\n" + (f"best    {done.best}\n" if done.best else "") + f"report  {report}")
-    return Result(done.path, done.model, report, done.best, table)
+        progress.say(str(result))
+    return result
 
 
 def resolved_recipe(recipe: Any, overrides: tuple[str, ...], fields: Mapping[str, Any]) -> Recipe:
@@ -106,17 +114,37 @@ def before_and_after(runs: tuple[Run, ...]) -> tuple[tuple[str, ...], list[tuple
     return ("held out", "before", "after"), []
 
 
-@dataclass(frozen=True)
+def last_checkpoint(runs: Sequence[Run]) -> Path | None:
+    """Of the last stage that has one."""
+    ends = [end for run in runs if (end := latest(run.checkpoints_dir)) is not None]
+    return ends[-1] if ends else None
+
+
+def report(path: str | Path) -> Path:
+    """Write report.html of a run, or of one stage, from its record; in words once a checkpoint holds the tokenizer."""
+    from transformers import AutoTokenizer
+
+    runs = stages_of(Path(path))
+    model = last_checkpoint(runs)
+    words: Any = AutoTokenizer.from_pretrained(model) if model else None
+    decode = partial(words.decode, skip_special_tokens=True) if words else None
+    return write_report(runs, Path(path) / "report.html", decode)
+
+
+@dataclass
 class Together:
     """Several watchers as one."""
 
     watchers: list[Watcher]
+    began: bool = False
+    """A stage has started, so there is something to report."""
 
     def say(self, text: str, mark: tuple[int, int] = (0, 0)) -> None:
         for watcher in self.watchers:
             watcher.say(text, mark)
 
     def begin(self, stage: str, steps: int, done: int) -> None:
+        self.began = True
         for watcher in self.watchers:
             watcher.begin(stage, steps, done)
 
@@ -133,11 +161,10 @@ def open_model(model: str | Path, device: str = "auto", seed: int = 0) -> Policy
     """A model directory, hub id or preset; a run or one of its stages stands for its last checkpoint."""
     path = Path(model)
     if path.is_dir() and not (path / "config.json").exists():
-        stages = [Run(path)] if (path / "config.yaml").exists() else stages_of(path)
-        ends = [end for stage in stages if (end := latest(stage.checkpoints_dir)) is not None]
-        if not ends:
+        end = last_checkpoint(stages_of(path))
+        if end is None:
             raise ConfigError(f"{model} holds neither a model (config.json) nor a run with a checkpoint.")
-        model = ends[-1]
+        model = end
     return load_policy(Model(path=str(model), device=device), seed)
 
 
@@ -162,8 +189,7 @@ def evaluate(
     policy = open_model(model, device, seed)
     named = Named(name=env, options=options or {})
     source = open_source(env, named.options, split="test", seed=seed)
-    task = source.task(0)
-    parts = tuple(source.open(task, 0).score(task.seat))
+    parts = parts_of(source)
     play = Evaluation(
         settings=Eval(tasks=tasks, temperature=temperature),
         sampling=Sampling(max_tokens=max_tokens),
@@ -171,7 +197,7 @@ def evaluate(
         policy=policy,
         score=lambda rollouts: score(rollouts, {}, dict.fromkeys(parts, 1.0), parts=parts),
         seed=seed,
-        per_reply=training.per_reply(named),
+        per_reply=per_reply(named),
     )
     numbers, _ = play(0)
     found = {name: numbers[f"eval/{name}"] for name in parts if f"eval/{name}" in numbers}
@@ -180,7 +206,8 @@ def evaluate(
             f"none of {tasks} games could be played and scored with {model}: the environment {env} has no score of its "
             "own, or every game failed (a prompt longer than the model's context?)."
         )
-    return found | {"failures": numbers["eval/failures"], "games": tasks, "seed": seed}
+    failures = {"failures": numbers["eval/failures"]} if numbers["eval/failures"] else {}
+    return found | failures | {"games": tasks, "seed": seed}
 
 
 class Chat:
@@ -246,16 +273,20 @@ class Lines:
     def end(self, stage: str) -> None: ...
 
 
-def doctor(recipe: Recipe) -> list[str]:
+def doctor(recipe: Recipe, watcher: Watcher | None = None) -> list[str]:
     """The checks that every run starts with, on the recipe's start model, stage by stage; trains nothing.
+
+    Args:
+        watcher: is told each line as soon as its check has passed.
 
     Raises:
         CheckFailed: the first check that does not hold.
     """
     lines = Lines()
+    told = Together([lines, watcher] if watcher else [lines])
     with tempfile.TemporaryDirectory() as folder:
         for stage in recipe.stages:
-            lines.say(f"{stage.name}:")
+            told.say(f"{stage.name}:")
             policy = load_policy(recipe.model, recipe.seed)
-            examine(training.open_job(recipe, stage, recipe.model, policy, Path(folder), lines))
+            examine(training.open_job(recipe, stage, recipe.model, policy, Path(folder), told))
     return lines.lines

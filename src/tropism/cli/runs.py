@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,7 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over; an earlier run of this name is moved aside.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress: only the paths of model and report.")] = False,
 ) -> None:
     """Train a model by a recipe file, or by a method: tropism train grpo env=tictactoe train.steps=20"""
     from tropism.recipe import load, text
@@ -36,10 +36,12 @@ def train(
     from tropism import api
 
     try:
-        api.train(resolved, resume=resume, fresh=fresh, quiet=quiet)
+        result = api.train(resolved, resume=resume, fresh=fresh, quiet=quiet)
     except KeyboardInterrupt:
         print("tropism: interrupted. Continue with --resume.", file=sys.stderr)
         raise
+    if quiet:
+        print(result)
 
 
 def doctor(recipe: RecipeName, settings: Settings = None) -> None:
@@ -47,24 +49,18 @@ def doctor(recipe: RecipeName, settings: Settings = None) -> None:
     from tropism.recipe import load
 
     resolved = load(recipe, settings or [])
-    from tropism import api
+    from rich.console import Console
 
-    for line in api.doctor(resolved):
-        print(line)
+    from tropism import api
+    from tropism.view.progress import Progress
+
+    api.doctor(resolved, Progress(console=Console(highlight=False)))  # standard output: these lines are the result
 
 
 def view(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder under runs/.", show_default=False)],
 ) -> None:
     """Write a run's report.html again, from its record, and print its path."""
-    from tropism.record import Run, stages_of
-    from tropism.view.report import write_report
+    from tropism import api
 
-    stages = [Run(run)] if (run / "config.yaml").exists() else stages_of(run)
-    from transformers import AutoTokenizer
-
-    from tropism.training.checkpoint import latest
-
-    model = latest(stages[-1].checkpoints_dir)
-    tokenizer: Any = AutoTokenizer.from_pretrained(model) if model else None
-    print(write_report(stages, run / "report.html", tokenizer and tokenizer.decode))
+    print(api.report(run))
