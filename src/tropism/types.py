@@ -96,10 +96,6 @@ class Source(Protocol):
 
     def open(self, task: Task, sibling: int) -> Env: ...
 
-    def distinct(self) -> int | None:
-        """How many different tasks there are before they repeat; None if endless."""
-        ...
-
 
 # ------------------------------------------------------------------------------------------------------------- rollouts
 
@@ -177,6 +173,9 @@ class Rollout:
     version: int = 0
     """Number of training steps the sampling weights had seen."""
 
+
+LEFT_OUT = "contrast"
+"""`Failure.where` of a rollout whose siblings all earned the same: nothing failed, it is only not trained on."""
 
 Scored = Mapping[str, "float | Sequence[float] | None"]
 """Parts of one rollout: a float lands on its last turn, a list holds one float per turn, None does not apply."""

@@ -33,7 +33,7 @@ def prompts(source, numbers):
 
 def test_every_row_is_seen_once_before_any_is_seen_again(path):
     source = opened(path)
-    size = source.distinct()
+    size = len(source.rows)
     epochs = [prompts(source, range(e * size, (e + 1) * size)) for e in range(3)]
     assert all(len(set(epoch)) == size for epoch in epochs) and set(epochs[0]) == set(epochs[1])
     assert epochs[0] != epochs[1] != epochs[2]
@@ -44,7 +44,7 @@ def test_every_row_is_seen_once_before_any_is_seen_again(path):
 def test_the_splits_share_no_prompt_even_when_rows_repeat(tmp_path):
     path = write(tmp_path / "twice.jsonl", [*ROWS, *ROWS])
     train, test = opened(path), opened(path, "test")
-    assert train.distinct() + test.distinct() == 400 and 10 <= test.distinct() <= 80
+    assert len(train.rows) + len(test.rows) == 400 and 10 <= len(test.rows) <= 80
     assert not set(prompts(train, range(400))) & set(prompts(test, range(400)))
 
 
@@ -54,15 +54,15 @@ def test_test_rows_are_the_same_for_runs_of_different_seeds(path):
 
 def test_what_a_test_file_asks_is_left_out_of_training(path, tmp_path):
     test_path = write(tmp_path / "test.jsonl", ROWS[:7])
-    assert opened(path, test_path=test_path).distinct() == 193
-    assert opened(path, "test", test_path=test_path).distinct() == 7
+    assert len(opened(path, test_path=test_path).rows) == 193
+    assert len(opened(path, "test", test_path=test_path).rows) == 7
 
 
 def test_a_directory_with_both_splits_may_be_its_own_test_path(tmp_path):
     made, both = datasets.Dataset.from_list(ROWS), str(tmp_path / "both")
     datasets.DatasetDict(train=made.select(range(40)), test=made.select(range(30, 50))).save_to_disk(both)
     assert {task_answer(opened(both, test_path=both), n) for n in range(30)} == {str(n + 1) for n in range(30)}
-    assert opened(both, "test", test_path=both).distinct() == 20
+    assert len(opened(both, "test", test_path=both).rows) == 20
 
 
 def task_answer(source, number):

@@ -8,7 +8,7 @@ from tropism.config import Data, Named
 from tropism.errors import ConfigError
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
-from tropism.training.fit import Reading, load_rollouts
+from tropism.training.fit import Reading, load_rollouts, order
 from tropism.training.model import byte_tokenizer
 
 POLICY = small()
@@ -112,6 +112,7 @@ def test_an_epoch_reads_every_row_once_and_the_next_in_another_order(tmp_path):
     again = State(cursor=8)
     assert [one.group for one in draw(again)] == seen[8:12]
     assert [one.group for one in Reading(rollouts, 4, seed=2)(State())] != seen[:4]
+    assert order(10, 1, 1) is order(10, 1, 1) and list(order(10, 1, 1)) == seen[10:], "drawn once an epoch"
 
 
 def test_a_batch_may_be_larger_than_the_data(tmp_path):

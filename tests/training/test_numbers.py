@@ -1,8 +1,8 @@
 import pytest
 
 from small import rollout, turn
-from tropism.training.numbers import LEFT_OUT, eval_numbers, rollout_numbers
-from tropism.types import Failure, Stop
+from tropism.training.numbers import eval_numbers, rollout_numbers
+from tropism.types import LEFT_OUT, Failure, Stop
 
 BROKEN = Failure("play", "broke")
 
@@ -22,16 +22,23 @@ def test_the_numbers_of_a_step_by_hand():
         {
             "failures": 0.0,
             "reward": 1.0,
-            "reward_std": 0.4**0.5,
+            "reward_std": 0.5**0.5,
             "frac_reward_zero_std": 2 / 3,
             "success": 0.2,
             "completions/mean_length": 18 / 6,
+            "completions/min_length": 2,
             "completions/max_length": 6,
             "completions/clipped_ratio": 1 / 6,
             "turns": 6 / 5,
             "rewards/win/mean": 1.0,
+            "rewards/win/std": 0.5**0.5,
         }
     )
+
+
+def test_a_single_rollout_has_no_spread():
+    found = rollout_numbers([scored(1.0, 0, {"win": 1.0})])
+    assert found["reward_std"] == 0 and found["rewards/win/std"] == 0
 
 
 def test_failures_are_counted_and_are_in_no_mean():
@@ -78,3 +85,10 @@ def test_held_out_parts_stand_under_their_own_names():
         "win",
         "illegal",
     }
+
+
+def test_a_part_never_takes_the_name_of_a_number_that_every_evaluation_has():
+    parts = {"reward": 9.0, "success": 9.0, "failures": 9.0, "pass@2": 9.0, "a/b": 4.0}
+    found = eval_numbers([scored(1.0, 0, parts, success=True), scored(0.0, 0, parts)], 2)
+    assert (found["reward"], found["success"], found["failures"], found["pass@2"]) == (0.5, 0.5, 0.0, 1.0)
+    assert found["a/b"] == 4.0 and "a" not in found

@@ -50,9 +50,6 @@ class Tasks:
     def open(self, task: Task, sibling: int) -> Guess:
         return Guess(task, sibling)
 
-    def distinct(self) -> int | None:
-        return None
-
 
 def drawn(max_draws: int) -> tuple[list[Rollout], State, list[str]]:
     """One draw of three groups of two for a method that needs contrast."""

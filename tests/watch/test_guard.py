@@ -3,7 +3,7 @@
 import pytest
 
 from tropism.errors import GuardStopped
-from tropism.types import Failure, Rollout, Task, Turn
+from tropism.types import LEFT_OUT, Failure, Rollout, Task, Turn
 from tropism.watch import guard
 
 
@@ -39,7 +39,7 @@ def test_a_step_of_which_nothing_is_left_stops_a_run_whatever_the_limit():
 
 
 def test_groups_left_out_for_want_of_contrast_have_not_failed():
-    guard.failing(failed(10, 10, where="contrast"), 0.0)
+    guard.failing(failed(10, 10, where=LEFT_OUT), 0.0)
     guard.failing([], 0.0)
 
 

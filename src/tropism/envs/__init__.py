@@ -13,7 +13,7 @@ A class of one's own is named `file.py:Class`. It is either an environment,
         def feedback(self, seat): ...
         def demonstrate(self): ...               # optional: a reply to the current ask, to learn a format from
 
-or a source of tasks, `Class(split, seed, **options)` with `task`, `open` and `distinct`.
+or a source of tasks, `Class(split, seed, **options)` with `task` and `open`.
 """
 
 from __future__ import annotations
@@ -88,6 +88,3 @@ class Endless:
     def open(self, task: Task, sibling: int) -> Env:
         env: Env = self.cls(task, sibling, **self.options)
         return env
-
-    def distinct(self) -> int | None:
-        return None

@@ -72,9 +72,6 @@ class Dataset:
     def open(self, task: Task, sibling: int) -> Prompted:
         return Prompted(self._prompt_of(task.columns))
 
-    def distinct(self) -> int | None:
-        return len(self.rows)
-
     def _order(self, epoch: int) -> list[int]:
         order = list(range(len(self.rows)))
         random.Random(seed_of(self.seed, self.part, epoch)).shuffle(order)

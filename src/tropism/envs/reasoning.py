@@ -125,9 +125,6 @@ class Reasoning:
         answer = None if item["answer"] is None else str(item["answer"])
         return Question(prompt, answer, right, _work(self.name, item), draws.random() < self.worked)
 
-    def distinct(self) -> int | None:
-        return None
-
     def _item(self, index: int) -> dict[str, Any]:
         item: dict[str, Any] = self.data[index]
         return item

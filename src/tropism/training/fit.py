@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -29,12 +30,14 @@ class Reading:
         count, start = len(self.rollouts), state.cursor
         state.cursor += self.batch
         places = range(start, state.cursor)
-        orders = {epoch: self.order(epoch) for epoch in {place // count for place in places}}
-        return [self.rollouts[orders[place // count][place % count]] for place in places]
+        return [self.rollouts[order(count, self.seed, place // count)[place % count]] for place in places]
 
-    def order(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
-        return list(torch.randperm(len(self.rollouts), generator=generator).tolist())
+
+@lru_cache(maxsize=2)
+def order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """In which order an epoch reads its rows."""
+    generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
+    return tuple(torch.randperm(count, generator=generator).tolist())
 
 
 def load_rollouts(data: Data, words: Render, seed: int, context: int = 1 << 30) -> list[Rollout]:

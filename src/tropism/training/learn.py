@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from tropism.config import Stage
-from tropism.errors import GuardStopped
+from tropism.errors import ConfigError, GuardStopped
 from tropism.record import Run, Watcher
 from tropism.rollout.play import play
 from tropism.signals.frozen import Forward, measure
@@ -18,12 +19,12 @@ from tropism.training.checkpoint import State
 from tropism.training.collate import collate
 from tropism.training.evaluate import Evaluation
 from tropism.training.model import Policy
-from tropism.training.numbers import LEFT_OUT, rollout_numbers
+from tropism.training.numbers import rollout_numbers
 from tropism.training.optim import AdamW, scheduled
 from tropism.training.ranks import Ranks
 from tropism.training.rows import record_rows
 from tropism.training.update import update
-from tropism.types import Failure, Rollout, SamplingParams, Source, seed_of
+from tropism.types import LEFT_OUT, Failure, Rollout, SamplingParams, Source, seed_of
 from tropism.watch import guard
 
 
@@ -194,8 +195,6 @@ class Playing:
 
 def without_contrast(rollouts: Sequence[Rollout], on: str) -> tuple[list[Rollout], int]:
     """Mark the rollouts of groups that are equal throughout; returns them all, and how many groups differ."""
-    from dataclasses import replace
-
     seen: dict[tuple[int, int], set[Any]] = {}
     for r in rollouts:
         values = seen.setdefault((r.group, r.task.seat), set())
@@ -217,11 +216,16 @@ def evaluate(job: Job, state: State) -> None:
     with timed(times, "eval"):
         metrics, rollouts = job.evaluation(state.step)
     if job.stage.success is None:  # nobody said what a success is, so none was counted
-        metrics = {name: value for name, value in metrics.items() if "success" not in name and "pass@" not in name}
+        counts = ("success", f"pass@{job.stage.eval.samples}")
+        hidden = {f"eval/{way}{name}" for way in ("", "greedy/") for name in counts}
+        metrics = {name: value for name, value in metrics.items() if name not in hidden}
     job.run.log(state.step, metrics | {"time/eval": times["eval"]})
     job.run.save_rollouts(state.step, record_rows(rollouts), kind="eval")
     job.watcher.step(state.step, metrics, rollouts)
     name = job.stage.eval.best or "eval/reward"
+    if state.best is None and name not in metrics and "eval/reward" in metrics:
+        near = difflib.get_close_matches(name, metrics, 1) or list(metrics)
+        raise ConfigError(f"eval.best is {name!r}, but there is no such metric. Did you mean {' or '.join(near)}?")
     value = metrics.get(name)
     if value is not None and (state.best is None or value > state.best):
         state.best, state.best_step = value, state.step

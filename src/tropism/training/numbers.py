@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 
-from tropism.types import Rollout, Stop
-
-LEFT_OUT = "contrast"
-"""`Failure.where` of a rollout whose siblings all earned the same: nothing failed, it is only not trained on."""
+from tropism.types import LEFT_OUT, Rollout, Stop
 
 
 def failed(rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -29,10 +26,11 @@ def rollout_numbers(rollouts: Sequence[Rollout], per_reply: frozenset[str] = fro
         groups.setdefault((r.group, r.task.seat), set()).add(r.reward)
     numbers |= {
         "reward": fmean(r.reward for r in good),
-        "reward_std": pstdev([r.reward for r in good]),
+        "reward_std": spread([r.reward for r in good]),
         "frac_reward_zero_std": fmean(len(rewards) == 1 for rewards in groups.values()),
         "success": fmean(r.success for r in good),
         "completions/mean_length": fmean(lengths),
+        "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
         "completions/clipped_ratio": fmean(turn.stop is Stop.truncated for turn in turns),
         "turns": len(turns) / len(good),
@@ -41,17 +39,24 @@ def rollout_numbers(rollouts: Sequence[Rollout], per_reply: frozenset[str] = fro
         values = [r.rewards[name] for r in good if name in r.rewards]
         count = len(turns) if name in per_reply else len(values)
         numbers[f"rewards/{name}/mean"] = sum(values) / count
+        numbers[f"rewards/{name}/std"] = spread(values)
     return numbers
+
+
+def spread(values: Sequence[float]) -> float:
+    """Sample standard deviation; 0 for a single value."""
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def eval_numbers(
     rollouts: Sequence[Rollout], samples: int, per_reply: frozenset[str] = frozenset()
 ) -> dict[str, float]:
-    """Held-out numbers: reward, success, every part, and with several samples per task pass@n."""
+    """Held-out numbers: every part, then reward, success and with several samples per task pass@n, whose names win."""
     numbers = rollout_numbers(rollouts, per_reply)
-    parts = {name.split("/")[1]: value for name, value in numbers.items() if name.startswith("rewards/")}
+    means = {name: value for name, value in numbers.items() if name.startswith("rewards/") and name.endswith("/mean")}
+    parts = {name[len("rewards/") : -len("/mean")]: value for name, value in means.items()}
     kept = ("reward", "success", "failures", "completions/mean_length", "completions/clipped_ratio")
-    found = {name: numbers[name] for name in kept if name in numbers} | parts
+    found = parts | {name: numbers[name] for name in kept if name in numbers}
     if samples > 1:
         passed: dict[int, bool] = {}
         for r in rollouts:

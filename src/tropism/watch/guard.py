@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tropism.errors import GuardStopped
-from tropism.types import Rollout
+from tropism.types import LEFT_OUT, Rollout
 
 
 def failing(rollouts: Sequence[Rollout], limit: float) -> None:
     """Stop if more than `limit` of the rollouts could not be played or scored."""
     bad = Counter(
-        f"{r.failure.where}: {r.failure.reason}" for r in rollouts if r.failure and r.failure.where != "contrast"
+        f"{r.failure.where}: {r.failure.reason}" for r in rollouts if r.failure and r.failure.where != LEFT_OUT
     )
     count = sum(bad.values())
     if count > limit * len(rollouts) or (rollouts and count == len(rollouts)):
