@@ -5,14 +5,16 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from metal import Metal
 from small import rollout, small, turn
 from tropism.config import Train
 from tropism.methods.grpo import GRPO
 from tropism.methods.sft import SFT
 from tropism.training.collate import collate
 from tropism.training.optim import AdamW
-from tropism.training.update import micro_batch_rows, mini_batch_rows, update
+from tropism.training.update import micro_batch_rows, mini_batch_rows, summed, update
 from tropism.types import Credit, Output
 
 close = torch.testing.assert_close
@@ -92,8 +94,15 @@ def test_metrics_are_means_over_action_tokens_and_the_loss_is_per_step(policy):
     _, metrics, _ = updated(policy, method, micro_tokens=40, epochs=2)
     for name, values in result.metrics.items():
         assert metrics[name] == pytest.approx(float(values[batch.action_mask].mean()))
-    assert metrics["ratio"] > 0 and metrics["ratio"] != metrics["importance_weight"]
+    assert metrics["ratio"] > 0 and metrics["ratio"] != metrics["sampling/importance_sampling_ratio/mean"]
     assert metrics["loss"] == pytest.approx(float((result.values * method.weights(batch)).sum()))
+
+
+def test_metrics_are_summed_in_float64_without_it_on_metal():
+    with FakeTensorMode(), Metal():
+        found = summed(torch.ones(2, 3, device="mps"), torch.ones(2, 3, device="mps").bool())
+    assert found.dtype == torch.float64 and found.device.type == "cpu"
+    close(summed(torch.tensor([1e8, 1.0, 5.0]), torch.tensor([True, True, False])), torch.tensor(1e8 + 1).double())
 
 
 def test_the_seed_decides_what_shares_a_mini_batch(policy):
@@ -107,7 +116,7 @@ def test_an_epoch_of_mini_batches_is_the_whole_batch_when_nothing_moves(policy):
     whole, metrics, _ = updated(policy, method)
     parts, cut_metrics, _ = updated(policy, method, mini_batches=4)
     close(sum(parts.gradients) / 4, whole.gradients[0])
-    for name in ("clip_ratio", "ratio", "importance_weight"):
+    for name in ("clip_ratio/region_mean", "ratio", "sampling/importance_sampling_ratio/mean"):
         assert cut_metrics[name] == pytest.approx(metrics[name])
 
 

@@ -79,7 +79,7 @@ def reinforce(run: Run, rng: random.Random, steps: int) -> None:
             "reward": reward, "reward_std": 0.8 - 0.5 * skill, "rewards/win/mean": reward + 0.05,
             "rewards/illegal/mean": 0.09 * math.exp(-5 * skill), "success": 0.4 + 0.5 * skill,
             "loss": rng.gauss(0, 0.01), "entropy": 0.6 - 0.4 * skill, "grad_norm": 0.3 + rng.random() / 5,
-            "kl": math.nan if step % 9 else 0.02, "clip_ratio": 0.02 * rng.random(), "learning_rate": 2e-4,
+            "kl": math.nan if step % 9 else 0.02, "clip_ratio/region_mean": 0.02 * rng.random(), "learning_rate": 2e-4,
             "frac_reward_zero_std": 0.1 + 0.3 * skill, "completions/mean_length": 40 + rng.gauss(0, 1),
             "completions/clipped_ratio": 0.0, "failures": float(step == 3), "num_tokens": 52000 * step,
             "sampling/sampling_logp_difference/mean": 1e-7, "time/play": 1.1 - 0.3 * skill,

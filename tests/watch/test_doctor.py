@@ -181,7 +181,7 @@ def test_in_bfloat16_proximal_log_probs_are_measured(tmp_path, monkeypatch):
         rows = [row for row in record.rollouts(2).to_pylist() if row["weight"]]
         same = all(row["proximal_logp"] == row["behavior_logp"] for row in rows)
         assert same == record.notes()["sampler"]["exact"] == (compute == "float32")
-        weights = [line["importance_weight"] for line in record.metrics()]
+        weights = [line["sampling/importance_sampling_ratio/mean"] for line in record.metrics()]
         assert weights == [1.0, 1.0] if compute == "float32" else weights == pytest.approx([1, 1], abs=0.05)
 
 

@@ -51,9 +51,13 @@ class GRPO:
     """Largest weight that corrects for a sampler whose log-probabilities are not the trainer's."""
 
     def __post_init__(self) -> None:
-        for name in ("clip_low", "clip_high", "eps", "kl", "truncate"):
+        for name in ("clip_low", "clip_high", "kl"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"GRPO's {name} is {getattr(self, name)}, but cannot be negative.")
+        if self.eps <= 0:
+            raise ConfigError(f"GRPO's eps is {self.eps}, but siblings that all earned the same give 0 / 0. Use 1e-6.")
+        if self.truncate <= 0:
+            raise ConfigError(f"GRPO's truncate is {self.truncate}, but then no token would count. Use 2, or more.")
         if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
             raise ConfigError(
                 f"GRPO's dual_clip is {self.dual_clip}: nothing with a negative advantage would be unlearned once its "
@@ -63,6 +67,11 @@ class GRPO:
             raise ConfigError(
                 f"GRPO averages over a constant length, but longest is {self.longest}. "
                 "Set longest to sampling.max_tokens, or use average: sequence or token."
+            )
+        if self.average != "constant" and self.longest:
+            raise ConfigError(
+                f"GRPO's longest is {self.longest}, but average is {self.average}, which does not read it. "
+                "Drop longest, or use average: constant."
             )
 
     @property
@@ -90,7 +99,11 @@ class GRPO:
         )
         weight = truncated_weight(batch.proximal_logp, batch.behavior_logp, limit=self.truncate)
         loss = loss * weight
-        metrics = {"clip_ratio": clipped.to(loss.dtype), "ratio": log_ratio.detach().exp(), "importance_weight": weight}
+        metrics = {
+            "clip_ratio/region_mean": clipped.to(loss.dtype),
+            "ratio": log_ratio.detach().exp(),
+            "sampling/importance_sampling_ratio/mean": weight,
+        }
         if self.kl > 0:
             assert batch.reference_logp is not None
             divergence = k3(out.logp, batch.reference_logp)

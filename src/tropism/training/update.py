@@ -38,10 +38,15 @@ class Metrics:
     def add(self, values: dict[str, Tensor], mask: Tensor) -> None:
         self.tokens += float(mask.sum())
         for name, value in values.items():
-            self.totals[name] = self.totals.get(name, 0.0) + float((value.detach().double() * mask).sum())
+            self.totals[name] = self.totals.get(name, 0.0) + float(summed(value, mask))
 
     def means(self) -> dict[str, float]:
         return {name: total / max(self.tokens, 1.0) for name, total in self.totals.items()}
+
+
+def summed(values: Tensor, mask: Tensor) -> Tensor:
+    """[] sum over the mask in float64; on the CPU, for Metal has no float64."""
+    return (values.detach().cpu().double() * mask.cpu()).sum()
 
 
 def update(
@@ -89,7 +94,7 @@ def update(
                 result = method.loss(out, piece, piece_credit)
                 share = (result.values * weights[part, :width]).sum()
                 share.backward()
-                loss += share.detach().double().cpu()
+                loss += share.detach().cpu().double()
                 metrics.add({"entropy": out.entropy, **result.metrics}, piece.action_mask)
             losses.append(float(ranks.sum(loss)))
             ranks.sum_gradients(optimizer)
