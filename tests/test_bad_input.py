@@ -86,6 +86,47 @@ def test_an_unknown_key_is_answered_with_the_nearest_one(tropism, setting, neare
     assert code == 2 and nearest in said and not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("eval.best=eval/win", "eval.every is 0"),
+        ("train.learning_rate=.inf", "must be positive and finite"),
+        ("train.final=1.5", "train.final is 1.5"),
+        ("train.betas=[0.9, 1.0]", "train.betas is [0.9, 1.0]"),
+        ("train.betas=[-0.1, 0.9]", "at least 0 and below 1"),
+        ("rewards.win=.inf", "the weight of the reward win is inf"),
+        ("rewards.win=-.inf", "must be finite"),
+        ("method.longest=8", "average: constant"),
+        ("model.device=gpu", "model.device is 'gpu'"),
+    ],
+)
+def test_a_number_or_name_that_cannot_work_is_refused(tropism, setting, says):
+    code, said = tropism("train", "grpo", "env=tictactoe", setting)
+    assert code == 2 and says in said and not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("data.demos=tictactoe", "train.epochs=2"), "train.epochs is 2 and train.mini_batches 1"),
+        (("data.demos=tictactoe", "train.mini_batches=4"), "train.mini_batches 4"),
+        (("data.demos=tictactoe", "data.split=test"), "data.split is 'test'"),
+        (("data=rows.jsonl", "data={path: rows.jsonl, episodes: 5}"), "data.episodes is 5"),
+    ],
+)
+def test_a_setting_that_data_would_ignore_is_refused(tropism, words, says):
+    code, said = tropism("train", "sft", *words)
+    assert code == 2 and says in said and not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("best", "says"), [("eval/lwo", "Did you mean eval/low?"), ("eval/success", "no such metric")])
+def test_a_best_checkpoint_by_a_metric_that_no_evaluation_gives(train, tmp_path, best, says):
+    recipe = world.grpo(tmp_path, eval={"best": best})
+    del recipe["stages"][0]["success"]
+    code, said = train(recipe)
+    assert code == 2 and f"eval.best is {best!r}" in said and says in said
+
+
 def test_an_unknown_setting_of_a_model_s_shape_names_those_there_are(tropism):
     code, said = tropism("train", "grpo", "env=tictactoe", "model.shape.hiden_size=32")
     assert code == 2 and "hiden_size" in said and "hidden_size" in said and not Path("runs").exists()

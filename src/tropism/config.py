@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -116,8 +117,13 @@ class Train:
         for name in ("warmup", "save_every", "max_grad_norm", "weight_decay", "threads", "final"):
             require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}, but cannot be negative.")
         require(
-            self.learning_rate > 0,
-            f"train.learning_rate is {self.learning_rate}: the weights would not move. Use a positive number.",
+            0 < self.learning_rate < math.inf,
+            f"train.learning_rate is {self.learning_rate}, but must be positive and finite.",
+        )
+        require(self.final <= 1, f"train.final is {self.final}, but is a share of learning_rate: use 0 to 1.")
+        require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"train.betas is {list(self.betas)}, but each is how much AdamW remembers: at least 0 and below 1.",
         )
         require(
             0 <= self.failure_limit <= 1,
@@ -162,6 +168,11 @@ class Eval:
             f"eval.best is {self.best!r}, but the best checkpoint must be chosen by a held-out metric, never by the "
             "training reward: name one that starts with eval/, such as eval/success.",
         )
+        require(
+            not self.best or self.every > 0,
+            f"eval.best is {self.best!r}, but eval.every is 0, so nothing would measure it. Set eval.every, or drop "
+            "eval.best.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +193,14 @@ class Data:
             "data needs a path, or demos (an environment that demonstrates), and not both.",
         )
         require(self.episodes >= 1, f"data.episodes is {self.episodes}, but must be at least 1.")
+        require(
+            self.demos is None or self.split == "train",
+            f"data.split is {self.split!r}, but demos come from the train split. Drop data.split, or use data.path.",
+        )
+        require(
+            not self.path or self.episodes == 2000,
+            f"data.episodes is {self.episodes}, but all rows of data.path are read. Drop data.episodes, or use demos.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +247,14 @@ class Stage:
                 f"{type(self.method).__name__} learns from its own rollouts, but stage {self.name!r} has data and no "
                 "env. Use env: {dataset: {path: …}} to sample replies to the prompts of a data set."
             )
+        if self.data is not None and (self.train.epochs, self.train.mini_batches) != (1, 1):
+            raise ConfigError(
+                f"train.epochs is {self.train.epochs} and train.mini_batches {self.train.mini_batches}, but they are "
+                f"about rollout batches, and stage {self.name!r} reads data, train.batch rows per optimizer step. "
+                "Leave both at 1, and set train.steps for as many passes as you want."
+            )
+        for name, weight in self.rewards.items():
+            require(math.isfinite(weight), f"the weight of the reward {name} is {weight}, but must be finite.")
         if self.env is not None and self.train.mini_batches > self.sampling.groups:
             raise ConfigError(
                 f"train.mini_batches is {self.train.mini_batches} but sampling.groups is {self.sampling.groups}: some "
