@@ -25,7 +25,8 @@ from tropism.training.run import open_job
 from tropism.types import Batch, Output, Task, TokenLoss
 from tropism.watch import doctor as checks
 
-LINES = ("rewards: ", "sampler and trainer: ", "weights: ", "stop token: ", "mask: ", "micro-batches: ")
+PLAIN = "prompts are plain text, so this chat model reads them without its template"
+LINES = ("rewards: ", PLAIN, "sampler and trainer: ", "weights: ", "stop token: ", "mask: ", "micro-batches: ")
 
 
 SHARP = world.MODEL | {"shape": world.MODEL["shape"] | {"initializer_range": 0.3, "num_hidden_layers": 2}}
@@ -43,7 +44,7 @@ def test_a_run_that_is_well_passes_every_check_a_line_each():
     job = job_of()
     before = copy.deepcopy(job.policy.module.state_dict())
     assert examine(job) is True
-    assert [line.startswith(start) for line, start in zip(job.watcher.lines, LINES, strict=True)] == [True] * 6
+    assert [line.startswith(start) for line, start in zip(job.watcher.lines, LINES, strict=True)] == [True] * 7
     torch.testing.assert_close(job.policy.module.state_dict(), before, rtol=0, atol=0)
     assert all(p.grad is None for p in job.policy.module.parameters())
 
@@ -51,8 +52,9 @@ def test_a_run_that_is_well_passes_every_check_a_line_each():
 def test_data_that_is_well_passes_the_checks_that_data_can_pass():
     job = job_of(world.sft)
     assert examine(job) is True
-    assert [line.split(": ")[0] + ": " for line in job.watcher.lines] == list(LINES[3:])
-    assert "trained in 8 of 8 replies" in job.watcher.lines[0]
+    starts = (PLAIN, *LINES[4:])
+    assert [line.startswith(start) for line, start in zip(job.watcher.lines, starts, strict=True)] == [True] * 4
+    assert "trained in 8 of 8 replies" in job.watcher.lines[1]
 
 
 def test_a_sampler_of_older_weights_is_found():
@@ -79,7 +81,7 @@ def test_a_sampler_that_differs_a_little_is_another_author():
     sampler = job.policy.sampler
     job.policy.sampler = lambda prompts, params: sampler(prompts, replace(params, temperature=0.98))
     assert examine(job) is False
-    assert "proximal log-probs are measured" in job.watcher.lines[1]
+    assert "proximal log-probs are measured" in job.watcher.lines[2]
 
 
 def test_log_probs_that_are_not_numbers_are_found():
@@ -196,5 +198,6 @@ def test_the_command_prints_the_checks_of_every_stage(tmp_path, monkeypatch, cap
     lines = capsys.readouterr().out.splitlines()
     starts = [line.split(": ")[0].removesuffix(":") for line in lines]
     assert not ended.value.code
-    assert starts == ["demos", *(start[:-2] for start in LINES[3:]), "rl", *(start[:-2] for start in LINES)]
+    online = [start.removesuffix(": ") for start in LINES]
+    assert starts == ["demos", PLAIN, *online[4:], "rl", *online]
     assert not (tmp_path / "runs").exists() and lines == doctor(resolved_recipe(recipe, (), {}))
