@@ -69,7 +69,8 @@ def update(
         batch: this rank's rows.
         credit: this rank's rows of the credit of the whole batch.
         rate: learning rate of the k-th optimizer step of this batch, k = 0 … epochs * mini_batches - 1.
-        seed: decides which episodes share a mini-batch.
+        seed: decides which groups share a mini-batch. Siblings stay together: what they have in common, such as equal
+            first tokens, then meets advantages that sum to zero, and its gradient cancels instead of becoming noise.
 
     Returns:
         metrics: means over action tokens, `loss` and `skipped` per optimizer step.
@@ -81,7 +82,7 @@ def update(
     steps: list[dict[str, float]] = []
     unit = inseparable(batch)
     for epoch in range(epochs):
-        for rows in mini_batch_rows(unit, mini_batches, seed + epoch):
+        for rows in mini_batch_rows(batch.group, mini_batches, seed + epoch):
             mini, mini_credit = batch[rows], credit[rows]
             whole, mine = ranks.gather(mini)
             weights = method.weights(whole)[mine][:, : mini.tokens.shape[1]]
