@@ -144,6 +144,23 @@ def test_mini_batches_never_part_an_episode_and_hold_every_row_once():
     assert len(cuts) == 5
 
 
+def test_what_siblings_share_cancels_in_every_optimizer_step(policy):
+    """Equal tokens under advantages that sum to zero: no gradient, unless a mini-batch parts the siblings."""
+    draw = torch.Generator().manual_seed(1)
+    made = []
+    for group in range(4):
+        context, action = torch.randint(1, 250, (2, 4), generator=draw).tolist()
+        said = [turn(context, action, logp=[-5.5] * 4, reward=float(reward)) for reward in (0, 0, 1, 3)]
+        made += [rollout(one, group=group) for one in said]
+    method = GRPO(average="token", clip_low=0.99, clip_high=50.0)
+    optimizer, _, _ = updated(policy, method, made, mini_batches=4)
+    assert len(optimizer.gradients) == 4
+    for gradient in optimizer.gradients:
+        close(gradient, torch.zeros_like(gradient), atol=1e-9, rtol=0)
+    different, _, _ = updated(policy, method, [rollout(r.turns[0], group=n // 4) for n, r in enumerate(episodes())])
+    assert different.gradients[0].norm() > 1e-3
+
+
 @pytest.mark.parametrize("tokens", [1, 12, 25, 1000])
 def test_micro_batches_hold_every_row_once_and_stay_in_bounds(tokens):
     length = torch.tensor([5, 12, 3, 7, 7, 1, 12])
