@@ -96,7 +96,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_one(tropism, setting, neare
         ("train.betas=[-0.1, 0.9]", "at least 0 and below 1"),
         ("rewards.win=.inf", "the weight of the reward win is inf"),
         ("rewards.win=-.inf", "must be finite"),
-        ("method.longest=8", "average: constant"),
+        ("method.eps=0", "GRPO's eps is 0"),
         ("model.device=gpu", "model.device is 'gpu'"),
     ],
 )

@@ -1,12 +1,12 @@
 """Who may import whom, how long a file may be, and what must not be loaded before it is used.
 
-errors, types                     nothing
+errors, types, teacher            nothing
 config, load, keys, recipe        what stands before them in this line (and recipe the methods, by name)
 maths                             torch alone
-methods, classic                  maths, types
+methods, classic                  maths, types (methods the settings of a teacher)
 envs, rewards                     types and the standard library; graders inside functions; never torch
 rollout                           envs, maths, types
-signals                           maths, types, rollout.render
+signals                           maths, types, teacher, rollout.render
 record -> view                    no torch
 watch                             types, record, maths
 training                          all of these: the loop asks watch, and watch knows nothing of the loop
@@ -26,23 +26,24 @@ from tropism.methods import METHODS
 SOURCE = Path(__file__).parent.parent / "src" / "tropism"
 
 EVERYTHING = {"config", "envs", "errors", "keys", "load", "maths", "methods", "recipe", "record", "rewards", "rollout"}
-EVERYTHING |= {"signals", "training", "types", "view", "watch", "api", "__version__"}
+EVERYTHING |= {"signals", "teacher", "training", "types", "view", "watch", "api", "__version__"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
+    "teacher": {"errors"},
     "config": {"errors"},
     "load": {"errors"},
     "keys": {"config", "errors"},
     "recipe": {"config", "errors", "keys", "methods"},
     "record": {"errors", "types"},
     "maths": {"errors"},
-    "methods": {"maths", "types", "errors"},
+    "methods": {"maths", "types", "errors", "teacher"},
     "classic": {"maths", "types", "errors"},
     "envs": {"types", "errors", "load"},
     "rewards": {"types", "errors", "load"},
     "rollout": {"envs", "types", "errors", "maths"},
-    "signals": {"maths", "types", "errors", "rollout.render"},
+    "signals": {"maths", "types", "errors", "teacher", "rollout.render"},
     "watch": {"types", "errors", "record", "maths"},
     "view": {"record", "errors", "types"},
     "training": EVERYTHING - {"view", "api", "load"},
@@ -69,7 +70,7 @@ AT_THE_TOP: dict[str, set[str]] = {
 
 NEVER: dict[str, set[str]] = {
     room: {"torch", "transformers", "tokenizers", "safetensors"}
-    for room in ("errors", "config", "load", "keys", "recipe", "record", "envs", "rewards", "view")
+    for room in ("errors", "config", "teacher", "load", "keys", "recipe", "record", "envs", "rewards", "view")
 }
 """Not even inside a function."""
 
@@ -132,7 +133,7 @@ def methods_by_name(root: Path) -> list[str]:
     found = []
     for room, path, tree in modules(root):
         for name, _, _ in imports(tree):
-            one = name.startswith("tropism.methods.") and name.split(".")[2] not in ("METHODS", "find")
+            one = name.startswith("tropism.methods.") and name.split(".")[2] not in ("METHODS", "find", "checked")
             if one and path.parts not in (("__init__.py",), ("methods", "__init__.py")):
                 found.append(f"{path}: imports {name}")
         for node in ast.walk(tree) if room != "methods" else ():

@@ -204,6 +204,9 @@ def _build(cls: type, raw: Any, where: str, keys: Sequence[str]) -> Any:
     for key in raw:
         if key not in fields:
             raise unknown(f"{where}{key}", raw[key], keys)
+    for key, f in fields.items():  # a teacher's settings change those that its method is known with
+        if key in raw and isinstance(raw[key], Mapping) and dataclasses.is_dataclass(f.default):
+            raw[key] = plain(f.default) | dict(raw[key])
     hints = get_type_hints(cls)
     values = {key: _value(hints[key], where + key, value, keys) for key, value in raw.items()}
     values = {key: value for key, value in values.items() if value is not dataclasses.MISSING}

@@ -134,6 +134,8 @@ class Turn:
     """What this turn earned in all: weights times parts, environment and scorers together."""
     feedback: str | None = None
     """What the environment or a judge said about this reply."""
+    hints: Sequence[str] = ()
+    """What a judge would have told the policy before it; the first is the one to use."""
 
     def __post_init__(self) -> None:
         for name in ("logp", "entropy", "topk_ids", "topk_logp"):
@@ -204,6 +206,9 @@ class Sampler(Protocol):
 
 # -------------------------------------------------------------------------------------------------------------- tensors
 
+ABSENT: Any = None
+"""What nobody asked for is None. A method may read whatever its `needs` name without asking whether it is there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -243,33 +248,33 @@ class Batch:
     """Rollout batches in all."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     """What the method's `remember` returned last; {} at step 0."""
-    behavior_logp: Tensor | None = None
+    behavior_logp: Tensor = ABSENT
     """[N, T] log-probs of who sampled. None offline."""
-    proximal_logp: Tensor | None = None
+    proximal_logp: Tensor = ABSENT
     """[N, T] of the trainer's own policy when the batch was made; the same tensor when sampler and trainer are one."""
-    proximal_entropy: Tensor | None = None
+    proximal_entropy: Tensor = ABSENT
     """[N, T] entropy over the full vocabulary."""
-    reference_logp: Tensor | None = None
+    reference_logp: Tensor = ABSENT
     """[N, T] of the frozen start model, same context."""
-    teacher_logp: Tensor | None = None
+    teacher_logp: Tensor = ABSENT
     """[N, T] of the teacher, in its own context."""
-    counter_logp: Tensor | None = None
+    counter_logp: Tensor = ABSENT
     """[N, T] of the same teacher reading the opposite hint."""
-    teacher_entropy: Tensor | None = None
+    teacher_entropy: Tensor = ABSENT
     """[N, T]"""
-    has_teacher: Tensor | None = None
+    has_teacher: Tensor = ABSENT
     """[N] bool: every context the teacher asks for was there, and its numbers are finite."""
-    topk_ids: Tensor | None = None
+    topk_ids: Tensor = ABSENT
     """[N, T, K] token ids on which student and teacher are compared; -1 where a place is unused."""
-    proximal_topk_logp: Tensor | None = None
+    proximal_topk_logp: Tensor = ABSENT
     """[N, T, K]"""
-    teacher_topk_logp: Tensor | None = None
+    teacher_topk_logp: Tensor = ABSENT
     """[N, T, K]"""
-    value: Tensor | None = None
+    value: Tensor = ABSENT
     """[N, T] critic's value of the state in which token t was chosen."""
-    last_value: Tensor | None = None
+    last_value: Tensor = ABSENT
     """[N] value after the row's last token."""
-    mismatch: Tensor | None = None
+    mismatch: Tensor = ABSENT
     """[N] KTO's z, repeated."""
 
     def __post_init__(self) -> None:
@@ -304,8 +309,8 @@ class Credit:
 
     advantage: Tensor
     """[N, T]"""
-    target: Tensor | None = None
-    """[N, T] what the critic should predict, before any whitening."""
+    target: Tensor = ABSENT
+    """[N, T] what the critic should predict, before any whitening; None without a critic."""
 
     def __getitem__(self, rows: Any) -> Credit:
         return Credit(self.advantage[rows], None if self.target is None else self.target[rows])
@@ -322,11 +327,13 @@ class Output:
     """[N, T]"""
     entropy: Tensor
     """[N, T]"""
-    topk_logp: Tensor | None = None
+    topk_logp: Tensor = ABSENT
     """[N, T, K] at `batch.topk_ids`."""
-    value: Tensor | None = None
+    topk_ids: Tensor = ABSENT
+    """[N, T, K] the likeliest tokens, where a measuring pass was asked for them; `topk_logp` is then theirs."""
+    value: Tensor = ABSENT
     """[N, T]"""
-    last_value: Tensor | None = None
+    last_value: Tensor = ABSENT
     """[N]"""
 
 

@@ -44,11 +44,11 @@ def one_token(logp, *, proximal=None, behavior=None, reference=None, reward=(1.0
 # ------------------------------------------------------------------------------------------------------------ identity
 
 
-@pytest.mark.parametrize("average", ["sequence", "token", "constant"])
+@pytest.mark.parametrize("average", ["sequence", "token"])
 def test_used_once_and_without_scaling_it_is_reinforce_with_a_group_baseline(average):
     weights, batch = toy_batch()
     fresh = on_policy(weights, batch)
-    method = GRPO(scale="none", average=average, longest=7 * (average == "constant"))
+    method = GRPO(scale="none", average=average)
     baseline = group_relative(batch.reward, batch.group, batch.episode, scale="none")
     objective = -(forward(weights, fresh).logp * baseline[:, None] * method.weights(fresh)).sum()
     (reinforce,) = torch.autograd.grad(objective, weights)
@@ -153,13 +153,11 @@ def test_the_credit_of_a_batch_by_hand():
     close(GRPO(eps=1.0, scale="sample_std").credit(batch).advantage[1], 0.75 / (1.75) * batch.action_mask[1])
 
 
-@pytest.mark.parametrize(
-    ("average", "weight"), [("sequence", 1 / (8 * 6)), ("token", 1 / 25), ("constant", 1 / (8 * 10))]
-)
+@pytest.mark.parametrize(("average", "weight"), [("sequence", 1 / (8 * 6)), ("token", 1 / 25)])
 def test_the_weight_of_a_token_by_hand(average, weight):
     """25 action tokens in 8 episodes; the one on rows 1 and 3 wrote 6 of them."""
     _, batch = toy_batch()
-    found = GRPO(average=average, longest=10 * (average == "constant")).weights(batch)
+    found = GRPO(average=average).weights(batch)
     for row in (1, 3):
         close(found[row], weight * batch.action_mask[row])
 
@@ -171,11 +169,10 @@ def test_the_weight_of_a_token_by_hand(average, weight):
     "method",
     [
         GRPO(),
-        GRPO(scale="none", average="constant", longest=1),
         GRPO(average="token", clip_high=0.28, dual_clip=3.0),
         GRPO(scale="mean"),
     ],
-    ids=["grpo", "dr_grpo", "dapo", "maxrl"],
+    ids=["grpo", "token", "mean"],
 )
 def test_it_learns_a_bandit_with_three_arms(method):
     """To more than 0.95 on the best arm, which starts as the least likely; four updates per batch."""
@@ -215,8 +212,6 @@ def test_siblings_are_needed():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"average": "constant"}, "Set longest to sampling.max_tokens"),
-        ({"average": "constant", "longest": 0}, "longest is 0"),
         ({"clip_low": -0.1}, "GRPO's clip_low is -0.1"),
         ({"clip_high": -0.1}, "clip_high is -0.1"),
         ({"kl": -1.0}, "kl is -1.0"),
@@ -224,7 +219,6 @@ def test_siblings_are_needed():
         ({"eps": 0.0}, "eps is 0.0.*0 / 0"),
         ({"truncate": -2.0}, "truncate is -2.0"),
         ({"truncate": 0.0}, "truncate is 0.0.*no token"),
-        ({"longest": 8}, "longest is 8, but average is sequence"),
         ({"dual_clip": 1.2}, "dual_clip is 1.2.*1 \\+ clip_high = 1.2"),
     ],
 )
@@ -234,4 +228,4 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 
 def test_settings_at_the_edge_are_accepted():
-    GRPO(average="constant", longest=1, clip_low=0.0, clip_high=0.0, eps=1e-12, kl=0.0, truncate=0.1, dual_clip=1.1)
+    GRPO(clip_low=0.0, clip_high=0.0, eps=1e-12, kl=0.0, truncate=0.1, dual_clip=1.1)

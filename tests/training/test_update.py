@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from metal import Metal
 from small import rollout, small, turn
 from tropism.config import Train
+from tropism.methods.dr_grpo import DrGRPO
 from tropism.methods.grpo import GRPO
 from tropism.methods.sft import SFT
 from tropism.training.collate import collate
@@ -112,7 +113,7 @@ def test_the_seed_decides_what_shares_a_mini_batch(policy):
 
 def test_an_epoch_of_mini_batches_is_the_whole_batch_when_nothing_moves(policy):
     """Over a constant length every token's weight times its episodes is the same, so the parts add up to the whole."""
-    method = GRPO(average="constant", longest=8)
+    method = DrGRPO(longest=8)
     whole, metrics, _ = updated(policy, method)
     parts, cut_metrics, _ = updated(policy, method, mini_batches=4)
     close(sum(parts.gradients) / 4, whole.gradients[0])

@@ -86,7 +86,7 @@ def test_a_sampler_that_differs_a_little_is_another_author():
 
 def test_log_probs_that_are_not_numbers_are_found():
     job = job_of()
-    batch = collated(probe(job), job.policy)
+    batch = collated(probe(job), job)
     for wrong in (float("nan"), float("inf")):
         broken = batch.replace(behavior_logp=torch.full_like(batch.behavior_logp, wrong))
         with pytest.raises(CheckFailed):
@@ -106,10 +106,10 @@ def test_a_mask_that_is_shifted_by_one_is_found(make, shift, monkeypatch):
 
     job = job_of(make)
     rollouts = probe(job)
-    assert checks.mask_is_reply(rollouts, collated(rollouts, job.policy), job.policy.tokenizer.decode)
+    assert checks.mask_is_reply(rollouts, collated(rollouts, job), job.policy.tokenizer.decode)
     monkeypatch.setattr(bringing, "collate", shifted)
     with pytest.raises(CheckFailed, match="the mask covers"):
-        checks.mask_is_reply(rollouts, collated(rollouts, job.policy), job.policy.tokenizer.decode)
+        checks.mask_is_reply(rollouts, collated(rollouts, job), job.policy.tokenizer.decode)
     with pytest.raises(CheckFailed):
         examine(job)
 
@@ -117,7 +117,7 @@ def test_a_mask_that_is_shifted_by_one_is_found(make, shift, monkeypatch):
 def test_the_mask_is_shown_with_the_reply_marked():
     job = job_of(world.sft)
     rollouts = probe(job)
-    line, (start, end) = checks.mask_is_reply(rollouts, collated(rollouts, job.policy), job.policy.tokenizer.decode)
+    line, (start, end) = checks.mask_is_reply(rollouts, collated(rollouts, job), job.policy.tokenizer.decode)
     assert line[start:end] == rollouts[0].turns[0].reply + "<|end|>" and line[:start].endswith(
         rollouts[0].turns[0].prompt
     )
@@ -138,7 +138,7 @@ def test_data_whose_replies_do_not_end_is_found():
 def test_a_stop_token_off_the_mask_is_found():
     job = job_of(world.sft)
     rollouts = probe(job)
-    batch = collated(rollouts, job.policy)
+    batch = collated(rollouts, job)
     stops = job.policy.words.stop_ids
     unmasked = batch.replace(action_mask=batch.action_mask & (batch.tokens != stops[0]))
     assert "of 8 replies" in checks.stop_is_trained(rollouts, batch, stops, given=True)

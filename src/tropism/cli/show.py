@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import difflib
 import inspect
+import itertools
+import re
 import sys
 from typing import Annotated, Any
 
@@ -12,12 +16,43 @@ import typer
 COLORS = {"+": "green", "-": "red"}
 
 
-def methods() -> None:
-    """List the methods, a line each."""
-    from tropism.methods import METHODS
+def methods(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="One of them: its card and its settings.")] = "",
+) -> None:
+    """List the methods with what they need and their papers; or tell all of one."""
+    from tropism.methods import METHODS, find
 
+    if name:
+        method = find(name)
+        print(inspect.getdoc(method))
+        for field, default, text in settings(method):
+            print(f"\n{field} = {default}\n    {text}")
+        return
     for name, method in METHODS.items():
-        print(f"{name:<12} {first_sentence(method)}")
+        needs = method().needs
+        asked = ", ".join(sorted(needs.measured | needs.live | needs.sampling)) or "nothing"
+        print(f"{name:<12} {first_sentence(method)} ({paper(method)}); needs {asked}")
+
+
+def settings(method: type) -> list[tuple[str, Any, str]]:
+    """(name, default, the text under it) of every field."""
+    body = ast.parse(inspect.getsource(method)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    texts = {
+        field.target.id: inspect.cleandoc(text.value.value).replace("\n", " ")
+        for field, text in itertools.pairwise(body.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+    return [(f.name, f.default, texts.get(f.name, "")) for f in dataclasses.fields(method)]
+
+
+def paper(method: type) -> str:
+    found = re.search(r"arXiv:[\d.]+\d", method.__doc__ or "")
+    return found[0] if found else "no paper"
 
 
 def envs() -> None:

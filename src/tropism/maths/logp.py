@@ -61,4 +61,4 @@ def of_topk(logp: Tensor, ids: Tensor, positions: Tensor, mask: Tensor) -> Tenso
 def placed(values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
     """Move [N, P, ...] values spoken at `positions` to the tokens they are about: [N, T, ...], 0 off the mask."""
     out = values.new_zeros(*mask.shape, *values.shape[2:]).index_copy(1, positions + 1, values)
-    return torch.where(mask.reshape(*mask.shape, *[1] * (values.ndim - 2)), out, 0.0)
+    return out.masked_fill(~mask.reshape(*mask.shape, *[1] * (values.ndim - 2)), 0)

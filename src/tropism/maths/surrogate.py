@@ -65,6 +65,43 @@ def clipped_surrogate(
     return -gain, clipped
 
 
+def policy_loss(
+    logp: Tensor,
+    proximal_logp: Tensor,
+    behavior_logp: Tensor,
+    advantage: Tensor,
+    *,
+    low: float,
+    high: float,
+    dual: float | None = None,
+    limit: float = 2.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped surrogate of PPO, corrected for a sampler that is not the trainer: what most methods minimise.
+
+        L_t = min(proximal / behavior, limit) clipped_surrogate(log pi - log proximal, A_t)
+
+    Args:
+        logp, proximal_logp, behavior_logp, advantage: [N, T]; only logp carries gradient.
+        limit: largest importance weight; see `truncated_weight`.
+
+    Returns:
+        (loss [N, T], metrics name -> [N, T]).
+    """
+    log_ratio = token_log_ratio(logp, proximal_logp)
+    loss, clipped = clipped_surrogate(log_ratio, advantage, low=low, high=high, dual=dual)
+    weight = truncated_weight(proximal_logp, behavior_logp, limit=limit)
+    return loss * weight, policy_metrics(log_ratio, clipped, weight)
+
+
+def policy_metrics(log_ratio: Tensor, clipped: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """What is worth watching of any loss with a ratio, under the names that dashboards know."""
+    return {
+        "clip_ratio/region_mean": clipped.to(weight.dtype),
+        "ratio": log_ratio.detach().exp(),
+        "sampling/importance_sampling_ratio/mean": weight,
+    }
+
+
 def cispo(logp: Tensor, log_ratio: Tensor, advantage: Tensor, *, low: float, high: float) -> tuple[Tensor, Tensor]:
     """CISPO: clip the weight, never the token. MiniMax 2025, arXiv:2506.13585, eq. 4.
 

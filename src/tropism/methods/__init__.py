@@ -5,15 +5,20 @@ from __future__ import annotations
 import difflib
 
 from tropism.errors import ConfigError
+from tropism.methods.dr_grpo import DrGRPO
 from tropism.methods.grpo import GRPO
 from tropism.methods.sft import SFT
 
-METHODS: dict[str, type] = {"grpo": GRPO, "sft": SFT}
+METHODS: dict[str, type] = {
+    "grpo": GRPO,
+    "dr_grpo": DrGRPO,
+    "sft": SFT,
+}
 
 
 def find(name: str) -> type:
     """The method of this name."""
     if name in METHODS:
         return METHODS[name]
-    close = difflib.get_close_matches(name.lower(), METHODS) or list(METHODS)
+    close = difflib.get_close_matches(name.lower(), METHODS, 1) or list(METHODS)
     raise ConfigError(f"there is no method {name!r}. Did you mean {' or '.join(close)}?")

@@ -1,10 +1,4 @@
-"""GRPO, and by its settings two of its descendants.
-
-    Dr. GRPO (Liu et al. 2025, arXiv:2503.20783)      scale="none", average="constant", longest=sampling.max_tokens
-    DAPO's loss (Yu et al. 2025, arXiv:2503.14476)    average="token", clip_high=0.28
-
-DAPO's refill of groups without contrast and its penalty on long replies are not losses, so they are not here.
-"""
+"""GRPO: every other file in this folder is explained by how it differs; `tropism diff METHOD` prints it."""
 
 from __future__ import annotations
 
@@ -13,11 +7,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from tropism.errors import ConfigError
 from tropism.maths.advantage import Scale, group_relative
 from tropism.maths.divergence import k3
-from tropism.maths.reduce import constant_mean, sequence_mean, spread, token_mean
-from tropism.maths.surrogate import clipped_surrogate, token_log_ratio, truncated_weight
+from tropism.maths.reduce import sequence_mean, spread, token_mean
+from tropism.maths.surrogate import policy_loss
+from tropism.methods.checked import checked
 from tropism.types import Batch, Credit, Needs, Output, TokenLoss
 
 
@@ -43,36 +37,13 @@ class GRPO:
     """Added to a standard deviation."""
     kl: float = 0.0
     """Weight of the divergence to the reference model in the loss."""
-    average: Literal["sequence", "token", "constant"] = "sequence"
-    """What counts the same: every episode, every token, or every token over a constant length."""
-    longest: int = 0
-    """That constant, in tokens."""
+    average: Literal["sequence", "token"] = "sequence"
+    """What counts the same: every episode, or every token."""
     truncate: float = 2.0
     """Largest weight that corrects for a sampler whose log-probabilities are not the trainer's."""
 
     def __post_init__(self) -> None:
-        for name in ("clip_low", "clip_high", "kl"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"GRPO's {name} is {getattr(self, name)}, but cannot be negative.")
-        if self.eps <= 0:
-            raise ConfigError(f"GRPO's eps is {self.eps}, but siblings that all earned the same give 0 / 0. Use 1e-6.")
-        if self.truncate <= 0:
-            raise ConfigError(f"GRPO's truncate is {self.truncate}, but then no token would count. Use 2, or more.")
-        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
-            raise ConfigError(
-                f"GRPO's dual_clip is {self.dual_clip}: nothing with a negative advantage would be unlearned once its "
-                f"ratio passes that. Use more than 1 + clip_high = {1 + self.clip_high}; 3 is usual."
-            )
-        if self.average == "constant" and self.longest < 1:
-            raise ConfigError(
-                f"GRPO averages over a constant length, but longest is {self.longest}. "
-                "Set longest to sampling.max_tokens, or use average: sequence or token."
-            )
-        if self.average != "constant" and self.longest:
-            raise ConfigError(
-                f"GRPO's longest is {self.longest}, but average is {self.average}, which does not read it. "
-                "Drop longest, or use average: constant."
-            )
+        checked(self)
 
     @property
     def needs(self) -> Needs:
@@ -86,26 +57,20 @@ class GRPO:
     def weights(self, batch: Batch) -> Tensor:
         if self.average == "token":
             return token_mean(batch.action_mask)
-        if self.average == "constant":
-            return constant_mean(batch.action_mask, batch.episode, longest=self.longest)
         return sequence_mean(batch.action_mask, batch.episode)
 
     def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
-        assert batch.proximal_logp is not None
-        assert batch.behavior_logp is not None
-        log_ratio = token_log_ratio(out.logp, batch.proximal_logp)
-        loss, clipped = clipped_surrogate(
-            log_ratio, credit.advantage, low=self.clip_low, high=self.clip_high, dual=self.dual_clip
+        loss, metrics = policy_loss(
+            out.logp,
+            batch.proximal_logp,
+            batch.behavior_logp,
+            credit.advantage,
+            low=self.clip_low,
+            high=self.clip_high,
+            dual=self.dual_clip,
+            limit=self.truncate,
         )
-        weight = truncated_weight(batch.proximal_logp, batch.behavior_logp, limit=self.truncate)
-        loss = loss * weight
-        metrics = {
-            "clip_ratio/region_mean": clipped.to(loss.dtype),
-            "ratio": log_ratio.detach().exp(),
-            "sampling/importance_sampling_ratio/mean": weight,
-        }
         if self.kl > 0:
-            assert batch.reference_logp is not None
             divergence = k3(out.logp, batch.reference_logp)
             loss, metrics["kl"] = loss + self.kl * divergence, divergence.detach()
         return TokenLoss(loss, metrics)

@@ -2,32 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
-from tropism.types import Batch, Needs, Output
+import torch
 
-Forward = Callable[[Batch], Output]
-"""A forward pass without gradient, over any number of rows."""
+from tropism.types import ABSENT, Batch, Needs, Output
 
 
-def measure(batch: Batch, needs: Needs, *, policy: Forward | None, reference: Forward | None) -> Batch:
-    """The batch with every field that `needs.measured` asks for.
+class Forward(Protocol):
+    """A forward pass without gradient, over any number of rows.
+
+    `Output.topk_logp` is at `batch.topk_ids` where the batch has them, else at `Output.topk_ids`: the `top_k` likeliest
+    tokens at every action token.
+    """
+
+    def __call__(self, batch: Batch, top_k: int = 0) -> Output: ...
+
+
+TAUGHT = frozenset({"teacher_logp", "counter_logp", "teacher_entropy", "has_teacher"})
+TAUGHT |= {"topk_ids", "proximal_topk_logp", "teacher_topk_logp"}
+"""What a teacher measures."""
+MEASURED = TAUGHT | {"proximal_logp", "proximal_entropy", "reference_logp", "value", "last_value"}
+"""All that can be measured."""
+
+
+def measure(batch: Batch, needs: Needs, *, policy: Forward, exact: bool, reference: Forward | None = None) -> Batch:
+    """The batch with every field of `needs.measured` that does not take a teacher.
 
     Args:
-        policy: the trainer's forward; None where sampler and trainer are one, so that `proximal_logp` is
-            `behavior_logp` itself and importance weights are exactly 1.
+        policy: the trainer's forward.
+        exact: sampler and trainer are one, so that `proximal_logp` is `behavior_logp` itself and importance weights are
+            exactly 1.
         reference: the frozen start model's forward; only asked where needed.
     """
-    if "proximal_logp" in needs.measured and batch.proximal_logp is None:
-        if policy is None:
-            batch = batch.replace(proximal_logp=batch.behavior_logp)
-        else:
-            out = policy(batch)
-            batch = batch.replace(proximal_logp=out.logp, proximal_entropy=out.entropy)
-    if "reference_logp" in needs.measured:
+    wanted = needs.measured - TAUGHT
+    if exact and batch.behavior_logp is not None:
+        batch = batch.replace(proximal_logp=batch.behavior_logp)
+    else:  # what the sampler said of other tokens is not the trainer's either
+        batch = batch.replace(proximal_entropy=ABSENT, topk_ids=ABSENT, proximal_topk_logp=ABSENT)
+    lacking = [name for name in ("proximal_logp", "proximal_entropy") if getattr(batch, name) is None]
+    if {"value", "last_value", *lacking} & wanted:
+        out = policy(batch)
+        batch = batch.replace(**{name: getattr(out, name.removeprefix("proximal_")) for name in lacking})
+        if out.value is not None:
+            batch = batch.replace(value=out.value, last_value=out.last_value)
+    if "reference_logp" in wanted:
         assert reference is not None
         batch = batch.replace(reference_logp=reference(batch).logp)
-    for name in needs.measured:
-        if getattr(batch, name) is None:
-            raise NotImplementedError(f"nothing here measures {name}")
     return batch
+
+
+def top_k(batch: Batch, policy: Forward, k: int, vocabulary: int) -> Batch:
+    """The student's likeliest tokens at every action token; the sampler's own where it returned them.
+
+    Args:
+        k: how many; `vocabulary`: all of them.
+    """
+    if k >= vocabulary:
+        everything = torch.arange(vocabulary, device=batch.tokens.device)
+        batch = batch.replace(topk_ids=everything.expand(*batch.tokens.shape, vocabulary))
+    if batch.topk_ids is not None and batch.proximal_topk_logp is not None:
+        return batch
+    out = policy(batch, 0 if batch.topk_ids is not None else k)
+    ids = batch.topk_ids if batch.topk_ids is not None else out.topk_ids
+    return batch.replace(topk_ids=ids, proximal_topk_logp=out.topk_logp)

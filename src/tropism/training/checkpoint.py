@@ -2,7 +2,8 @@
 
     checkpoint-N/            config.json, model.safetensors, tokenizer files: `from_pretrained` loads it
     checkpoint-N/state/      trainer.json (readable), trainer.pt (optimizer, memory, random number generators),
-                             weights.pt (float32 weights, only where the directory holds another dtype)
+                             weights.pt (float32 weights, only where the directory holds another dtype),
+                             critic.pt, teacher.pt (only where the method has a critic, or a teacher that moves)
 
 A checkpoint is written under another name, flushed to disk and renamed, and renamed again before it is deleted: it is
 whole, or it is not there.
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from tropism.errors import TropismError
 from tropism.record import saving
+from tropism.signals.teacher import Tutor
 from tropism.training.model import Policy
 from tropism.training.optim import AdamW
 
@@ -56,7 +58,7 @@ class State:
     best_step: int = 0
 
 
-def save(path: Path, policy: Policy, optimizer: AdamW, state: State) -> Path:
+def save(path: Path, policy: Policy, optimizer: AdamW, state: State, tutor: Tutor | None = None) -> Path:
     """Write checkpoint-N under `path`, whole or not at all. A step that was saved before is not saved again."""
     final = path / f"checkpoint-{state.step}"
     partial = path / f"{PARTIAL}{state.step}"
@@ -66,7 +68,7 @@ def save(path: Path, policy: Policy, optimizer: AdamW, state: State) -> Path:
         shutil.rmtree(torn)
     try:
         with saving(final), disk_errors():
-            write(partial, policy, optimizer, state)
+            write(partial, policy, optimizer, state, tutor)
             flush(partial)
             os.replace(partial, final)
             flush(path)
@@ -76,7 +78,7 @@ def save(path: Path, policy: Policy, optimizer: AdamW, state: State) -> Path:
     return final
 
 
-def write(partial: Path, policy: Policy, optimizer: AdamW, state: State) -> None:
+def write(partial: Path, policy: Policy, optimizer: AdamW, state: State, tutor: Tutor | None) -> None:
     """Everything in `save`'s list, on disk when this returns."""
     facts = asdict(state)
     trainer = {"optimizer": optimizer.state_dict(), "memory": facts.pop("memory"), "random": generators()}
@@ -84,12 +86,21 @@ def write(partial: Path, policy: Policy, optimizer: AdamW, state: State) -> None
     policy.save(partial)
     if policy.settings.save != "float32":
         dump(policy.module.state_dict(), partial / EXACT)
+    for name, module in beside(policy, tutor).items():
+        dump(module.state_dict(), partial / "state" / f"{name}.pt")
     dump(trainer, partial / FILE)
     (partial / "state" / "trainer.json").write_text(json.dumps(facts, indent=1))
     for file in partial.rglob("*"):
         if file.is_file():
             file.chmod(0o644)
         flush(file)
+
+
+def beside(policy: Policy, tutor: Tutor | None) -> dict[str, Any]:
+    """Modules that move with the policy and are no part of it. A frozen teacher is the stage's start, so not here."""
+    critic = {"critic": policy.critic} if policy.critic is not None else {}
+    moves = tutor is not None and tutor.teacher.who in ("ema", "synced")
+    return critic | ({"teacher": tutor.copy} if tutor is not None and moves else {})
 
 
 def dump(value: Any, path: Path) -> None:
@@ -122,7 +133,7 @@ EXACT = Path("state") / "weights.pt"
 FILE = Path("state") / "trainer.pt"
 
 
-def restore(path: Path, policy: Policy, optimizer: AdamW) -> State:
+def restore(path: Path, policy: Policy, optimizer: AdamW, tutor: Tutor | None = None) -> State:
     """Bring weights, optimizer and random number generators back; returns the rest."""
     from safetensors.torch import load_model
 
@@ -132,6 +143,8 @@ def restore(path: Path, policy: Policy, optimizer: AdamW) -> State:
         policy.module.load_state_dict(torch.load(exact, map_location=device, weights_only=True))
     else:
         load_model(policy.module, path / "model.safetensors", device=str(device))
+    for name, module in beside(policy, tutor).items():
+        module.load_state_dict(torch.load(path / "state" / f"{name}.pt", map_location=device, weights_only=True))
     saved = torch.load(path / FILE, map_location="cpu", weights_only=False)
     optimizer.load_state_dict(saved["optimizer"])
     set_generators(saved["random"])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tropism.types import Batch, Rollout, Stop, Turn
+from tropism.types import ABSENT, Batch, Rollout, Stop, Turn
 
 
 @dataclass
@@ -30,10 +30,13 @@ class Row:
         self.tokens += turn.action
 
 
-def rows_of(rollouts: Sequence[Rollout]) -> list[Row]:
+def rows_of(rollouts: Sequence[Rollout], *, apart: bool = False) -> list[Row]:
     """The rows of everything that can be learned from: failures and silent rollouts are left out.
 
     `episode` is the rollout's place in the list, so that the record can find it again.
+
+    Args:
+        apart: every turn is a row, because a teacher reads something else at each of them.
     """
     rows: list[Row] = []
     for episode, rollout in enumerate(rollouts):
@@ -43,7 +46,7 @@ def rows_of(rollouts: Sequence[Rollout]) -> list[Row]:
         for number, turn in enumerate(rollout.turns):
             if not turn.action:
                 continue
-            if row.spans and not row.extended_by(turn):
+            if row.spans and (apart or not row.extended_by(turn)):
                 rows.append(row)
                 row = Row(episode)
             row.add(number, turn)
@@ -60,14 +63,16 @@ def collate(
     steps: int = 1,
     memory: Mapping[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
+    apart: bool = False,
 ) -> Batch:
     """One Batch of all that can be learned from.
 
     Args:
         rollouts: scored; their order gives the episode numbers.
         codes: domain -> integer, extended here; belongs to the run and to its checkpoints.
+        apart: see `rows_of`.
     """
-    rows = rows_of(rollouts)
+    rows = rows_of(rollouts, apart=apart)
     of = [rollouts[row.episode] for row in rows]
     shape = (len(rows), max((len(row.tokens) for row in rows), default=1))
     groups: dict[tuple[int, int], int] = {}
@@ -75,8 +80,8 @@ def collate(
     def per_row(values: Iterable[Any], dtype: torch.dtype) -> Tensor:
         return torch.tensor(list(values), dtype=dtype, device=device)
 
-    def per_token(start: float, dtype: torch.dtype, values: Callable[[int, Turn], Sequence[float]]) -> Tensor:
-        out = torch.full(shape, start, dtype=dtype)
+    def per_token(start: float, dtype: torch.dtype, values: Callable[[int, Turn], Any], *more: int) -> Tensor:
+        out = torch.full((*shape, *more), start, dtype=dtype)
         for n, row in enumerate(rows):
             for place, number, turn in row.spans:
                 out[n, place : place + len(turn.action)] = torch.tensor(values(number, turn), dtype=dtype)
@@ -88,9 +93,15 @@ def collate(
     tokens = torch.zeros(shape, dtype=torch.long)
     for n, row in enumerate(rows):
         tokens[n, : len(row.tokens)] = torch.tensor(row.tokens)
-    sampled = bool(rows) and all(turn.logp is not None for row in rows for _, _, turn in row.spans)
-    measured = sampled and all(turn.entropy is not None for row in rows for _, _, turn in row.spans)
-    behavior = per_token(0, torch.float32, lambda _, turn: turn.logp or ()) if sampled else None
+
+    def sampled(name: str, *more: int, dtype: torch.dtype = torch.float32) -> Any:
+        """What the sampler returned, if it did for every turn."""
+        if not rows or any(getattr(turn, name) is None for row in rows for _, _, turn in row.spans):
+            return ABSENT
+        return per_token(0, dtype, lambda _, turn: getattr(turn, name), *more)
+
+    likeliest = rows[0].spans[0][2].topk_ids if rows else None
+    k = len(likeliest[0]) if likeliest else 0
     return Batch(
         tokens=tokens.to(device),
         length=per_row((len(row.tokens) for row in rows), torch.long),
@@ -107,6 +118,8 @@ def collate(
         step=step,
         steps=steps,
         memory=memory or {},
-        behavior_logp=behavior,
-        proximal_entropy=per_token(0, torch.float32, lambda _, turn: turn.entropy or ()) if measured else None,
+        behavior_logp=sampled("logp"),
+        proximal_entropy=sampled("entropy"),
+        topk_ids=sampled("topk_ids", k, dtype=torch.long) if k else ABSENT,
+        proximal_topk_logp=sampled("topk_logp", k) if k else ABSENT,
     )

@@ -15,8 +15,7 @@ from tropism.rewards import find_scorer
 from tropism.signals.frozen import measure
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
-from tropism.training.learn import Job, Playing
-from tropism.training.model import Policy
+from tropism.training.learn import Job, Playing, apart, openings
 from tropism.training.numbers import failed
 from tropism.training.scoring import parts_of
 from tropism.training.update import inseparable, micro_batch_rows
@@ -37,7 +36,7 @@ def examine(job: Job) -> bool:
         turn.prompt and isinstance(turn.prompt, str) for r in rollouts for turn in r.turns
     ):
         job.watcher.say("prompts are plain text, so this chat model reads them without its template")
-    batch = collated(rollouts, job.policy)
+    batch = collated(rollouts, job)
     frozen = job.policy.measuring(temperature, job.stage.train)
     exact = True
     if isinstance(job.draw, Playing):
@@ -46,14 +45,15 @@ def examine(job: Job) -> bool:
         job.watcher.say(line)
 
         def again() -> Batch:
-            return collated(draw.play(State(step=-2), groups(job), 0), job.policy)
+            return collated(draw.play(State(step=-2), groups(job), 0), job)
 
         job.watcher.say(doctor.reaches_sampler(batch, again, frozen, lambda: perturbed(job.policy)))
     offline = job.stage.data is not None
     job.watcher.say(doctor.stop_is_trained(rollouts, batch, job.policy.words.stop_ids, offline))
     job.watcher.say(*doctor.mask_is_reply(rollouts, batch, job.policy.tokenizer.decode))
-    policy = None if exact and not offline else frozen
-    batch = measure(batch, job.stage.method.needs, policy=policy, reference=job.reference)
+    batch = measure(batch, job.stage.method.needs, policy=frozen, exact=exact, reference=job.reference)
+    if job.tutor is not None:
+        batch, _ = job.tutor.measure(batch, openings(rollouts, apart=apart(job.stage.method)))
     tolerance = 1e-3 if job.policy.settings.compute == "float32" else 5e-2
     most = job.stage.train.micro_tokens  # and not more: one forward pass of everything may not fit
     job.watcher.say(doctor.splits_agree(lambda tokens: gradient(job, batch, tokens, temperature), most, tolerance))
@@ -90,8 +90,8 @@ def probe(job: Job) -> list[Rollout]:
     return [r for r in rollouts if r.failure is None]
 
 
-def collated(rollouts: Sequence[Rollout], policy: Policy) -> Batch:
-    return collate(rollouts, codes={}, device=policy.device)
+def collated(rollouts: Sequence[Rollout], job: Job) -> Batch:
+    return collate(rollouts, codes={}, device=job.policy.device, apart=apart(job.stage.method))
 
 
 def gradient(job: Job, batch: Batch, tokens: int, temperature: float) -> Tensor:

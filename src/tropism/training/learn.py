@@ -13,10 +13,13 @@ from tropism.config import Stage
 from tropism.errors import ConfigError, GuardStopped
 from tropism.record import Run, Watcher
 from tropism.rollout.play import play
+from tropism.signals.contexts import Opening
 from tropism.signals.frozen import Forward, measure
+from tropism.signals.teacher import Tutor
+from tropism.teacher import teacher_of
 from tropism.training import checkpoint
 from tropism.training.checkpoint import State
-from tropism.training.collate import collate
+from tropism.training.collate import collate, rows_of
 from tropism.training.evaluate import Evaluation
 from tropism.training.model import Policy
 from tropism.training.numbers import rollout_numbers
@@ -47,6 +50,7 @@ class Job:
     seed: int
     evaluation: Evaluation | None = None
     reference: Forward | None = None
+    tutor: Tutor | None = None
     exact: bool = True
     """Sampler and trainer agree, so that proximal log-probs need no pass of their own."""
     per_reply: frozenset[str] = frozenset()
@@ -79,6 +83,7 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
     """Draw, measure, credit, update and remember; `state` then stands after the step."""
     method, train, policy = job.stage.method, job.stage.train, job.policy
     temperature = job.stage.sampling.temperature if job.stage.env else 1.0
+    frozen = policy.measuring(temperature, train)
     with timed(times, "draw"):
         rollouts = drawn(job, state)
     batch = collate(
@@ -88,6 +93,7 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         steps=train.steps,
         memory=state.memory,
         device=policy.device,
+        apart=apart(method),
     )
     numbers = rollout_numbers(rollouts, job.per_reply)
     if job.stage.success is None:
@@ -95,8 +101,10 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
     if not job.stage.env:  # data earns nothing
         numbers = {"failures": numbers["failures"]}
     with timed(times, "measure"):
-        frozen = None if job.exact and batch.behavior_logp is not None else policy.measuring(temperature, train)
-        batch = measure(batch, method.needs, policy=frozen, reference=job.reference)
+        batch = measure(batch, method.needs, policy=frozen, exact=job.exact, reference=job.reference)
+        if job.tutor is not None:
+            batch, taught = job.tutor.measure(batch, openings(rollouts, apart=apart(method)))
+            numbers |= taught
         whole, mine = job.ranks.gather(batch)
         credit = method.credit(whole)[mine].narrow(batch.tokens.shape[1])
     with timed(times, "update"):
@@ -116,6 +124,8 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         )
     if hasattr(method, "remember"):
         state.memory = method.remember(whole)
+    if job.tutor is not None:
+        job.tutor.follow(policy.module, state.step, moved=bool(metrics["updates"]))
     signal = bool(credit.advantage.any()) or not method.needs.sampling  # a direct loss has no credit to give
     state.quiet = 0 if signal and metrics["updates"] else state.quiet + 1
     state.updates += int(metrics["updates"])
@@ -123,8 +133,32 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
     state.step += 1
     if job.stage.env and (state.step % train.record_every == 0 or state.step in (1, train.steps)):
         with timed(times, "record"):
-            job.run.save_rollouts(state.step, record_rows(rollouts, batch, credit.advantage, weights))
+            job.run.save_rollouts(
+                state.step, record_rows(rollouts, batch, credit.advantage, weights, apart=apart(method))
+            )
     return numbers | metrics | {"num_tokens": float(state.tokens)}, rollouts
+
+
+def apart(method: Any) -> bool:
+    """Every turn is a row: the method's teacher reads something else at each of them."""
+    teacher = teacher_of(method)
+    return teacher is not None and teacher.per_turn
+
+
+def likeliest(method: Any) -> int:
+    """How many of its likeliest tokens the sampler should return, since the method will compare a teacher on them."""
+    teacher = teacher_of(method)
+    return teacher.top_k if teacher and teacher.top_k != "all" and teacher.support != "teacher" else 0
+
+
+def openings(rollouts: Sequence[Rollout], *, apart: bool) -> list[Opening]:
+    """Where each row of `collate` begins, for a teacher."""
+    groups: dict[tuple[int, int], list[Rollout]] = {}
+    for rollout in rollouts:
+        if rollout.failure is None:
+            groups.setdefault((rollout.group, rollout.task.seat), []).append(rollout)
+    found = ((row, rollouts[row.episode]) for row in rows_of(rollouts, apart=apart))
+    return [Opening(of, row.spans[0][1], groups[of.group, of.task.seat]) for row, of in found]
 
 
 def drawn(job: Job, state: State) -> list[Rollout]:
@@ -181,6 +215,7 @@ class Playing:
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
             seed=seed_of(self.seed, "play", state.step, draw),
+            top_k=likeliest(self.stage.method),
         )
         return play(
             tasks,
@@ -235,7 +270,7 @@ def evaluate(job: Job, state: State) -> None:
 
 
 def save(job: Job, state: State) -> None:
-    checkpoint.save(job.run.checkpoints_dir, job.policy, job.optimizer, state)
+    checkpoint.save(job.run.checkpoints_dir, job.policy, job.optimizer, state, job.tutor)
     checkpoint.prune(job.run.checkpoints_dir, job.stage.train.keep, state.best_step)
 
 

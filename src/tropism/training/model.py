@@ -9,6 +9,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from tropism.errors import ConfigError
 from tropism.maths.logp import entropy, log_softmax, of_tokens, of_topk, placed, predicting
 from tropism.rollout.render import Render
 from tropism.rollout.sampler import Local
+from tropism.signals.frozen import Forward
 from tropism.training.update import micro_batch_rows
-from tropism.types import Batch, Output
+from tropism.types import ABSENT, Batch, Output
 
 SIZES = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = {"num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True, "max_position_embeddings": 1024}
@@ -50,7 +52,10 @@ class Policy:
         words: renders prompts for it.
         sampler: decodes with `module` itself.
         context: longest sequence it can read, in tokens.
+        critic: a value head, where a method learns from one.
     """
+
+    critic: torch.nn.Linear | None = None
 
     def __init__(self, module: Any, tokenizer: Any, settings: Model) -> None:
         self.settings, self.tokenizer = settings, tokenizer
@@ -68,37 +73,66 @@ class Policy:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def forward(self, batch: Batch, temperature: float = 1.0) -> Output:
-        """Log-probs, entropies and (at `batch.topk_ids`) top-K log-probs of the tokens the policy chose.
+    def forward(self, batch: Batch, temperature: float = 1.0, *, top_k: int = 0, module: Any = None) -> Output:
+        """Log-probs, entropies and (at `batch.topk_ids`) top-K log-probs of the tokens the policy chose; with a critic,
+        the values of the states they were chosen in.
 
         Rows are padded on the right, so causal attention alone keeps padding out of every real token; the head runs
         only at positions that predict an action token of some row.
+
+        Args:
+            top_k: how many of the likeliest tokens to return; their log-probs too, where the batch names no tokens.
+            module: other weights of the same architecture.
         """
-        positions = predicting(batch.action_mask)
+        positions, mask = predicting(batch.action_mask), batch.action_mask
+        critic = self.critic if module is None else None
         with self.precision():
-            out = self.module(input_ids=batch.tokens, use_cache=False, logits_to_keep=positions)
+            out = (module or self.module)(
+                input_ids=batch.tokens,
+                use_cache=False,
+                logits_to_keep=positions,
+                output_hidden_states=critic is not None,
+            )
         logp = log_softmax(out.logits, temperature)
-        mask = batch.action_mask
-        topk = None if batch.topk_ids is None else of_topk(logp, batch.topk_ids, positions, mask)
-        return Output(
+        likeliest = logp.topk(top_k) if top_k else None
+        said = Output(
             logp=of_tokens(logp, batch.tokens, positions, mask),
             entropy=placed(entropy(logp), positions, mask),
-            topk_logp=topk,
+            topk_ids=ABSENT if likeliest is None else placed(likeliest.indices, positions, mask),
         )
+        if batch.topk_ids is not None:
+            said = replace(said, topk_logp=of_topk(logp, batch.topk_ids, positions, mask))
+        elif likeliest is not None:
+            said = replace(said, topk_logp=placed(likeliest.values, positions, mask))
+        if critic is None:
+            return said
+        value = critic(out.hidden_states[-1].float())[..., 0]
+        last = value.gather(1, batch.length[:, None] - 1)[:, 0]
+        return replace(said, value=placed(value[:, positions], positions, mask), last_value=last)
 
-    def measuring(self, temperature: float, train: Train) -> Callable[[Batch], Output]:
+    def measuring(self, temperature: float, train: Train, module: Any = None) -> Forward:
         """The same without gradient, over any number of rows: padded [N, T] as the batch."""
 
         @torch.no_grad()
-        def measure(batch: Batch) -> Output:
-            logp, spread = torch.zeros_like(batch.token_reward), torch.zeros_like(batch.token_reward)
+        def measure(batch: Batch, top_k: int = 0) -> Output:
+            whole: dict[str, Tensor] = {}
             for part in micro_batch_rows(batch.length, train.micro_tokens):
                 width = int(batch.length[part].max())
-                out = self.forward(batch[part].narrow(width), temperature)
-                logp[part, :width], spread[part, :width] = out.logp, out.entropy
-            return Output(logp=logp, entropy=spread)
+                said = self.forward(batch[part].narrow(width), temperature, top_k=top_k, module=module)
+                for name, value in vars(said).items():
+                    if value is not None:
+                        shape = (len(batch), *batch.tokens.shape[1 : value.ndim], *value.shape[2:])
+                        into = whole.setdefault(name, value.new_zeros(shape))
+                        into[(part, slice(width)) if value.ndim > 1 else part] = value
+            return Output(**whole)
 
         return measure
+
+    def add_critic(self) -> None:
+        """A value head on the last hidden state, 0 everywhere at the start."""
+        self.critic = torch.nn.Linear(self.module.config.hidden_size, 1, device=self.device)
+        torch.nn.init.zeros_(self.critic.weight)
+        torch.nn.init.zeros_(self.critic.bias)
 
     def save(self, path: Path) -> None:
         """A directory that `from_pretrained` loads, in the dtype of `model.save`, readable by everybody."""

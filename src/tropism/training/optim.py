@@ -14,12 +14,14 @@ from tropism.config import Train
 class AdamW:
     """Loshchilov and Hutter 2019, arXiv:1711.05101. Weight decay acts on matrices only."""
 
-    def __init__(self, module: nn.Module, train: Train) -> None:
+    def __init__(self, module: nn.Module, train: Train, critic: nn.Module | None = None) -> None:
         self.train = train
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        matrices = [p for p in self.parameters if p.ndim > 1]
-        others = [p for p in self.parameters if p.ndim < 2]
+        policy = [p for p in module.parameters() if p.requires_grad]
+        matrices, others = [p for p in policy if p.ndim > 1], [p for p in policy if p.ndim < 2]
+        values = list(critic.parameters()) if critic else []
+        self.parameters = policy + values
         groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups.append({"params": values, "weight_decay": 0.0})
         self.inner = torch.optim.AdamW([g for g in groups if g["params"]], lr=train.learning_rate, betas=train.betas)
 
     def step(self, rate: float) -> dict[str, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tropism.training.collate import rows_of
 from tropism.types import Batch, Rollout
 
-AUTHORS = ("proximal_logp", "reference_logp", "teacher_logp", "value")
+AUTHORS = ("proximal_logp", "reference_logp", "teacher_logp", "counter_logp", "value")
 
 
 def record_rows(
@@ -19,6 +19,8 @@ def record_rows(
     batch: Batch | None = None,
     advantage: Tensor | None = None,
     weight: Tensor | None = None,
+    *,
+    apart: bool = False,
 ) -> list[dict[str, Any]]:
     """One dict per turn for `Run.save_rollouts`; tensors of turns that were trained on are cut to their tokens."""
     tensors = {"advantage": advantage, "weight": weight}
@@ -26,7 +28,7 @@ def record_rows(
         tensors |= {name: getattr(batch, name) for name in AUTHORS}
     places = {
         (row.episode, number): (n, start, start + len(turn.action))
-        for n, row in enumerate(rows_of(rollouts) if batch is not None else ())
+        for n, row in enumerate(rows_of(rollouts, apart=apart) if batch is not None else ())
         for start, number, turn in row.spans
     }
     lists = {name: value.detach().float().cpu().tolist() for name, value in tensors.items() if value is not None}

@@ -18,6 +18,8 @@ from tropism.envs import open_source
 from tropism.envs.rows import read_rows
 from tropism.errors import ConfigError, TropismError
 from tropism.record import Run, Watcher
+from tropism.signals.frozen import MEASURED, TAUGHT
+from tropism.teacher import teacher_of
 from tropism.training import checkpoint
 from tropism.training.checkpoint import State
 from tropism.training.evaluate import Evaluation
@@ -27,6 +29,7 @@ from tropism.training.learn import Draw, Job, Playing, learn
 from tropism.training.model import Policy, load_policy
 from tropism.training.optim import AdamW
 from tropism.training.scoring import per_reply, scoring
+from tropism.training.teachers import load_other, open_tutor
 from tropism.types import seed_of
 
 
@@ -100,7 +103,7 @@ def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Ru
         job.run.note("sampler", {"exact": exact})
     job = replace(job, exact=job.run.notes()["sampler"]["exact"])  # a resumed run keeps the answer it began with
     checkpoint.seed_generators(job.seed)
-    state = checkpoint.restore(start, policy, job.optimizer) if start else State()
+    state = checkpoint.restore(start, policy, job.optimizer, job.tutor) if start else State()
     if record is not None:
         if differs := recipes.differences(record.config["versions"], versions(policy.device)):
             watcher.say(f"resumed on other ground, so not bit for bit: {'; '.join(differs)}")
@@ -124,23 +127,34 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
     """Everything a stage needs, opened and checked against each other."""
     seed = seed_of(recipe.seed, stage.name)
     needs = stage.method.needs
-    if needs.live or needs.measured - {"proximal_logp", "reference_logp"}:
-        missing = ", ".join(sorted(needs.live | (needs.measured - {"proximal_logp", "reference_logp"})))
-        raise ConfigError(f"{type(stage.method).__name__} needs {missing}, which nothing in this version provides.")
+    if missing := sorted((needs.live - {"value", "topk_logp"}) | (needs.measured - MEASURED)):
+        raise ConfigError(f"{type(stage.method).__name__} needs {', '.join(missing)}, which nothing here provides.")
+    if needs.measured & TAUGHT and teacher_of(stage.method) is None:
+        missing = sorted(needs.measured & TAUGHT)
+        raise ConfigError(
+            f"{type(stage.method).__name__} needs {', '.join(missing)}, but has no teacher. Give it a field "
+            "`teacher: Teacher`."
+        )
+    if "value" in needs.live:
+        policy.add_critic()
     reference = None
     if "reference_logp" in needs.measured:
         temperature = stage.sampling.temperature if stage.env else 1.0
-        reference = load_policy(model, recipe.seed).measuring(temperature, stage.train)
+        base = getattr(stage.method, "reference", "")
+        other = load_other(base, model, policy) if base else load_policy(model, recipe.seed)
+        reference = other.measuring(temperature, stage.train)
+    draw = open_draw(recipe, stage, policy, seed, watcher)
     return Job(
         stage=stage,
         policy=policy,
-        optimizer=AdamW(policy.module, stage.train),
-        draw=open_draw(recipe, stage, policy, seed, watcher),
+        optimizer=AdamW(policy.module, stage.train, policy.critic),
+        draw=draw,
         run=Run(path),
         watcher=watcher,
         seed=seed,
         evaluation=open_evaluation(recipe, stage, policy),
         reference=reference,
+        tutor=open_tutor(stage, model, policy, draw.source if isinstance(draw, Playing) else None),
         per_reply=per_reply(stage.env),
     )
 

@@ -1,0 +1,26 @@
+"""What settings mean that many methods share, and which values of them cannot work: said once, by their names."""
+
+from __future__ import annotations
+
+from tropism.errors import ConfigError
+
+
+def checked(method: object) -> None:
+    """Raise for a value with which nothing, or the wrong thing, would be learned."""
+    name, fields = type(method).__name__, vars(method)
+    for key in ("clip_low", "clip_high", "kl"):
+        if fields.get(key, 0) < 0:
+            raise ConfigError(f"{name}'s {key} is {fields[key]}, but cannot be negative.")
+    if fields.get("eps", 1) <= 0:
+        raise ConfigError(
+            f"{name}'s eps is {fields['eps']}, but siblings that all earned the same give 0 / 0. Use 1e-6."
+        )
+    if fields.get("truncate", 1) <= 0:
+        raise ConfigError(f"{name}'s truncate is {fields['truncate']}, but then no token would count. Use 2, or more.")
+    if (dual := fields.get("dual_clip")) is not None and dual <= 1 + fields["clip_high"]:
+        raise ConfigError(
+            f"{name}'s dual_clip is {dual}: nothing with a negative advantage would be unlearned once its ratio passes "
+            f"that. Use more than 1 + clip_high = {1 + fields['clip_high']}; 3 is usual."
+        )
+    if fields.get("longest", 1) < 1:
+        raise ConfigError(f"{name}'s longest is {fields['longest']}, but it divides. Set it to sampling.max_tokens.")

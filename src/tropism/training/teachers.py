@@ -1,0 +1,102 @@
+"""Opens what a method's teacher is made of: copies of the student, other models, and the checks that they fit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from tropism.config import Model, Stage
+from tropism.errors import ConfigError
+from tropism.signals.contexts import PLAYED
+from tropism.signals.frozen import Forward
+from tropism.signals.teacher import Tutor
+from tropism.teacher import Teacher, teacher_of
+from tropism.training.model import Policy, load_policy
+from tropism.types import Source
+
+SELF = ("live", "frozen", "ema", "synced")
+LOOKED_AT = 256
+"""Tasks whose columns and domains are looked at before a run starts."""
+
+
+def open_tutor(stage: Stage, model: Model, policy: Policy, source: Source | None) -> Tutor | None:
+    """The teacher of a stage's method, ready to measure.
+
+    Args:
+        model: how `policy` was loaded; other models compute on the same device and in the same precision.
+        source: where the tasks come from; None offline.
+    """
+    teacher = teacher_of(stage.method)
+    if teacher is None:
+        return None
+    check(teacher, stage, source)
+    temperature = stage.sampling.temperature if stage.env else 1.0
+    student = policy.measuring(temperature, stage.train)
+    models: dict[str, Forward] = {"": student}
+    follower, room = None, policy.context
+    if teacher.who in SELF:
+        if teacher.who != "live":
+            follower = copy.deepcopy(policy.module).requires_grad_(False)
+            models[""] = policy.measuring(temperature, stage.train, follower)
+    else:
+        paths = {"": teacher.who} if isinstance(teacher.who, str) else teacher.who
+        others = {path: load_other(path, model, policy) for path in dict.fromkeys(paths.values())}
+        models = {domain: others[path].measuring(temperature, stage.train) for domain, path in paths.items()}
+        room = min(room, *(other.context for other in others.values()))
+    return Tutor(
+        teacher=teacher,
+        student=student,
+        models=models,
+        words=policy.words,
+        room=room,
+        vocabulary=int(policy.module.config.vocab_size),
+        copy=follower,
+    )
+
+
+def load_other(path: str, model: Model, policy: Policy) -> Policy:
+    """Another model that speaks in the student's tokens."""
+    other = load_policy(Model(path=path, device=str(policy.device), compute=model.compute))
+    mine, theirs = policy.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    if mine != theirs:
+        odd = sorted(set(mine.items()) ^ set(theirs.items()))[0][0]
+        raise ConfigError(
+            f"the teacher {path} has another tokenizer than the student ({len(theirs)} tokens against {len(mine)}; "
+            f"{odd!r}, for one, is not the same token), so it cannot score the student's tokens. Use a teacher of the "
+            "same family."
+        )
+    sizes = [int(p.module.config.vocab_size) for p in (policy, other)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"the teacher {path} gives {sizes[1]} numbers for each token and the student {sizes[0]}: one of them is "
+            "padded. Resize its embeddings, so that both distributions are over the same tokens."
+        )
+    return other
+
+
+def check(teacher: Teacher, stage: Stage, source: Source | None) -> None:
+    """Say before the run starts what the teacher would miss in every step of it."""
+    if {"sibling", "wrong_sibling"} & {*teacher.reads, *teacher.against}:
+        if stage.env is not None and stage.sampling.group_size < 2:
+            raise ConfigError("the teacher reads a sibling, but sampling.group_size is 1. Use 2 or more.")
+        if stage.success is None:
+            raise ConfigError(
+                "the teacher reads a sibling that succeeded, but the recipe does not say what a success is. Add "
+                "success: {part: NAME, at_least: 1}."
+            )
+    if source is None:
+        return
+    tasks = [source.task(number) for number in range(LOOKED_AT)]
+    for name in (*teacher.reads, *teacher.against):
+        if name not in PLAYED and (lacking := [task for task in tasks if name not in task.columns]):
+            raise ConfigError(
+                f"the teacher reads the column {name!r}, but {len(lacking)} of {len(tasks)} tasks of "
+                f"{tasks[0].env} lack it; they have {', '.join(lacking[0].columns) or 'none'}."
+            )
+    if isinstance(teacher.who, Mapping):
+        for domain in dict.fromkeys(task.domain for task in tasks):
+            if domain not in teacher.who:
+                raise ConfigError(
+                    f"a task has the domain {domain!r}, but teacher.who knows {', '.join(teacher.who)}. Name a teacher "
+                    "for every domain."
+                )
