@@ -20,6 +20,7 @@ from tropism import config
 from tropism.cli.app import app
 from tropism.keys import RECIPE, STAGE
 from tropism.methods import METHODS
+from tropism.teacher import Teacher
 from tropism.recipe import load
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +29,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, *sorted((ROOT / "r
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"# (\w+\.(?:py|yaml))\n")
 SECTIONS = {"model": config.Model, "success": config.Success, "data": config.Data, "sampling": config.Sampling}
-SECTIONS |= {"train": config.Train, "eval": config.Eval}
+SECTIONS |= {"train": config.Train, "eval": config.Eval, "data.told": config.Told}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -137,7 +138,7 @@ def sections() -> list[tuple[str, type, str]]:
     """(prefix, class, heading of the table)"""
     run = [("", config.Recipe, "The run"), ("model.", config.Model, "The run"), ("", config.Stage, "A stage")]
     stage = [(f"{key}.", cls, "A stage") for key, cls in SECTIONS.items() if key != "model"]
-    return run + stage + [("method.", METHODS["grpo"], "GRPO's keys")]
+    return [*run, *stage, ("method.teacher.", Teacher, "A teacher's keys"), ("method.", METHODS["grpo"], "GRPO's keys")]
 
 
 @pytest.mark.parametrize(("prefix", "cls", "heading"), sections(), ids=lambda v: getattr(v, "__name__", ""))

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "teacher": {"errors"},
-    "config": {"errors"},
+    "config": {"errors", "teacher"},
     "load": {"errors"},
     "keys": {"config", "errors"},
     "recipe": {"config", "errors", "keys", "methods"},

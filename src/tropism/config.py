@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tropism.errors import ConfigError
+from tropism.teacher import Teacher
 
 
 def require(holds: bool, message: str) -> None:
@@ -87,6 +88,8 @@ class Train:
     micro_tokens: int = 16384
     """Tokens of one forward pass, padding included. Splits the sum only; bounds memory."""
     learning_rate: float = 1e-4
+    critic_learning_rate: float | None = None
+    """Of a value head, on the same schedule; None: learning_rate. At a pretrained model's 1e-6 it would learn nothing."""
     warmup: int = 0
     """Optimizer steps of linear warm-up from 0."""
     decay: Literal["none", "linear", "cosine"] = "none"
@@ -119,6 +122,10 @@ class Train:
         require(
             0 < self.learning_rate < math.inf,
             f"train.learning_rate is {self.learning_rate}, but must be positive and finite.",
+        )
+        require(
+            self.critic_learning_rate is None or 0 < self.critic_learning_rate < math.inf,
+            f"train.critic_learning_rate is {self.critic_learning_rate}, but must be positive and finite.",
         )
         require(self.final <= 1, f"train.final is {self.final}, but is a share of learning_rate: use 0 to 1.")
         require(
@@ -176,6 +183,26 @@ class Eval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Told:
+    """Some demonstrations answer the prompt of a teacher, so that the model learns to use what a teacher reads.
+
+    A tiny model that was made from nothing cannot read a hint unless it was taught to; as a teacher it would be noise.
+    """
+
+    teacher: Teacher
+    """What is read and in which words: those of the teacher that comes later."""
+    share: float = 0.5
+    """Of the demonstrated replies."""
+    wrong: float = 0.3
+    """Share of these that are told something wrong, and reply as if it were right."""
+
+    def __post_init__(self) -> None:
+        for name in ("share", "wrong"):
+            require(0 <= getattr(self, name) <= 1, f"told.{name} is {getattr(self, name)}, but is a share: use 0 to 1.")
+        require(bool(self.teacher.reads), "told.teacher reads nothing, so nothing would be told. Set teacher.reads.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Rows to learn from offline: a file or data set, or an environment's own demonstrations."""
 
@@ -186,11 +213,17 @@ class Data:
     """An environment whose `demonstrate` writes the replies."""
     episodes: int = 2000
     """How many demonstrated episodes."""
+    told: Told | None = None
+    """demos: some replies follow from what a teacher may read."""
 
     def __post_init__(self) -> None:
         require(
             bool(self.path) != (self.demos is not None),
             "data needs a path, or demos (an environment that demonstrates), and not both.",
+        )
+        require(
+            self.told is None or self.demos is not None,
+            "data.told changes what an environment demonstrates, but data.demos names none. Set it, or drop data.told.",
         )
         require(self.episodes >= 1, f"data.episodes is {self.episodes}, but must be at least 1.")
         require(

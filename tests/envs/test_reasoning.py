@@ -85,7 +85,7 @@ def test_feedback_gives_the_answer_and_its_work_only_after_a_wrong_reply():
     env = source.open(source.task(0), 0)
     assert env.feedback(0) is None
     env.tell("[no]")
-    assert env.feedback(0) == f"the answer is [{env.answer}]: {env.work}"
+    assert env.feedback(0) == f"it is {env.work} [{env.answer}]"
     assert env.ask() is None
 
 
@@ -204,3 +204,25 @@ def test_impossible_options_are_refused_with_the_way_out(options, says):
 def test_a_data_set_with_too_few_questions_for_a_split_says_so():
     with pytest.raises(ConfigError, match="too few different questions"):
         opened("test", dataset="coin_flip", config={"min_trials": 3, "max_trials": 3}, holdout=1e-6)
+
+
+def test_a_worked_sum_is_right_and_its_decoy_slips_once_and_goes_on_from_there():
+    source = opened(config=THREE)
+    for number in range(40):
+        columns = source.task(number).columns
+        assert scored(source, number, columns["worked"]) == 1 and scored(source, number, columns["decoy"]) == 0
+        steps = columns["decoy"].split(" [")[0].split()
+        slips = [eval(step.split("=")[0]) - int(step.split("=")[1]) for step in steps]
+        assert sum(slip != 0 for slip in slips) == 1
+        assert columns["decoy"] == columns["decoy"].split(" [")[0] + f" [{steps[-1].split('=')[1]}]"
+
+
+def test_advice_is_the_worked_sum_or_the_decoy_and_the_reply_follows_it():
+    source = opened(config=THREE)
+    task = source.task(0)
+    for wrong, name in ((False, "worked"), (True, "decoy")):
+        texts, reply = source.open(task, 0).advise(wrong)
+        assert reply == texts["worked"] == texts["sibling"] == task.columns[name]
+        assert texts["feedback"] == f"it is {reply}"
+    other = opened(dataset="gcd")
+    assert "worked" not in other.task(0).columns and other.open(other.task(0), 0).advise(False)[0] == {}

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tropism.envs import open_source
-from tropism.envs.tictactoe import TicTacToe, completing, drawn, exact, game
+from tropism.envs.tictactoe import MOVE, TicTacToe, completing, drawn, exact, game
 from tropism.errors import ConfigError
 from tropism.types import Task
 
@@ -251,3 +251,35 @@ def test_who_heeds_the_rationale_plays_better_the_more_often_it_does():
 def test_an_unknown_opponent_is_refused_before_anything_is_played(opponent):
     with pytest.raises(ConfigError, match="mcts:N"):
         open_source("tictactoe", {"opponent": opponent}, split="train", seed=0)
+
+
+def test_right_advice_names_a_blunder_in_the_words_of_feedback_and_the_reply_heeds_it():
+    heard = 0
+    for seed in range(60):
+        env = TicTacToe(Task(seed=seed, seat=seed % 2), 0)
+        while env.ask() is not None:
+            texts, reply = env.advise(False)
+            board, move = drawn(env.state), MOVE.findall(reply)[-1]
+            mine, theirs = "XO"[env.seat], "XO"[1 - env.seat]
+            better = completing(board, mine) or completing(board, theirs)
+            assert move in exact()[board]
+            if texts:
+                heard += 1
+                played = MOVE.findall(texts["feedback"])[-1]
+                assert move == better[0] and played not in better
+                again = TicTacToe(env.task, 0)
+                again.state = env.state.clone()
+                again.tell(f"[{played}]")
+                assert again.feedback(env.seat) == texts["feedback"]
+            else:
+                assert not better or set(better) == {s for s in board if s.isdigit()}
+            env.tell(env.demonstrate())
+    assert heard > 60
+
+
+def test_wrong_advice_is_heeded_all_the_same():
+    followed = []
+    for seed in range(40):
+        texts, reply = TicTacToe(Task(seed=seed), 0).advise(True)
+        followed.append(MOVE.findall(texts["feedback"])[0] == MOVE.findall(reply)[-1])
+    assert all(followed)

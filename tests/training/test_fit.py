@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from small import small
-from tropism.config import Data, Named
+from tropism.config import Data, Named, Told
 from tropism.errors import ConfigError
+from tropism.teacher import Teacher
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
 from tropism.training.fit import Reading, load_rollouts, order
@@ -154,3 +155,40 @@ def test_what_the_model_cannot_read_whole_is_a_failure_and_not_learned_from(tmp_
     assert short.failure is None and long.failure is not None
     assert "has 9 tokens but the model reads at most 8." in long.failure.reason
     assert trained([short, long]) == [("abcdefg<|end|>", "bcdefg<|end|>")]
+
+
+THREE = {"config": {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}, "worked": 1.0}
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.5, 1.0])
+def test_a_share_of_the_demonstrations_answers_what_a_teacher_may_read_right_or_wrong(wrong):
+    teacher = Teacher(reads=("worked",), say={"worked": "hint: {}"}, closing="")
+    data = Data(
+        demos=Named(name="reasoning", options=THREE), episodes=200, told=Told(teacher=teacher, share=0.5, wrong=wrong)
+    )
+    said = [rollout.turns[0] for rollout in load_rollouts(data, POLICY.words, seed=0)]
+    tasks = [rollout.task.columns for rollout in load_rollouts(data, POLICY.words, seed=0)]
+    told = [n for n, turn in enumerate(said) if "hint: " in turn.prompt[0]["content"]]
+    assert 80 < len(told) < 120
+    misled = [n for n in told if said[n].reply == tasks[n]["decoy"]]
+    assert len(misled) == pytest.approx(wrong * len(told), abs=15)
+    for n, turn in enumerate(said):
+        assert turn.reply == tasks[n]["decoy" if n in misled else "worked"]
+        if n in told:
+            assert turn.prompt[0]["content"].endswith(f"\n\nhint: {turn.reply}")
+        assert POLICY.tokenizer.decode(turn.context) == POLICY.words.text(turn.prompt, opening=True)
+
+
+def test_only_an_environment_that_advises_can_tell(tmp_path):
+    (tmp_path / "mute.py").write_text("from world import World\n\n\nclass Mute(World):\n    pass\n")
+    teacher = Teacher(reads=("worked",))
+    with pytest.raises(ConfigError, match="has no `advise`"):
+        load_rollouts(
+            Data(demos=Named(name=f"{tmp_path}/mute.py:Mute"), told=Told(teacher=teacher)), POLICY.words, seed=0
+        )
+    with pytest.raises(ConfigError, match=r"data.demos names none"):
+        Data(path="rows.jsonl", told=Told(teacher=teacher))
+    with pytest.raises(ConfigError, match=r"told.wrong is 2"):
+        Told(teacher=teacher, wrong=2)
+    with pytest.raises(ConfigError, match=r"reads nothing"):
+        Told(teacher=Teacher())

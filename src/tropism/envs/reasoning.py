@@ -111,6 +111,8 @@ class Reasoning:
             item = self.item(index)
             if (_share(_short(self.name, item["question"])) < self.holdout) == (self.split == "test"):
                 columns = {"question": item["question"], "answer": str(item["answer"])}
+                if work := _work(self.name, item):
+                    columns |= {"worked": f"{work} [{item['answer']}]", "decoy": _decoy(item)}
                 return Task(env="reasoning", seed=index, level=self.level, domain=self.name, columns=columns)
         raise ConfigError(
             f"{self.name} at level {self.level} has no question for the {self.split} split among {TRIES} items: it has "
@@ -123,7 +125,8 @@ class Reasoning:
         right = functools.partial(self._right, item)
         draws = random.Random(f"demo/{task.seed}/{sibling}")
         answer = None if item["answer"] is None else str(item["answer"])
-        return Question(prompt, answer, right, _work(self.name, item), draws.random() < self.worked)
+        work = _work(self.name, item)
+        return Question(prompt, answer, right, work, draws.random() < self.worked, _decoy(item) if work else "")
 
     def _item(self, index: int) -> dict[str, Any]:
         item: dict[str, Any] = self.data[index]
@@ -145,8 +148,11 @@ class Question:
 
     weights: ClassVar[Mapping[str, float]] = {"correct": 1.0}
 
-    def __init__(self, prompt: str, answer: str | None, right: Callable[[str], bool], work: str, show: bool) -> None:
+    def __init__(
+        self, prompt: str, answer: str | None, right: Callable[[str], bool], work: str, show: bool, decoy: str = ""
+    ) -> None:
         self.prompt, self.answer, self.right, self.work, self.show = prompt, answer, right, work, show
+        self.decoy = decoy
         self.correct: bool | None = None
 
     def ask(self) -> Ask | None:
@@ -165,12 +171,20 @@ class Question:
             return None
         if self.answer is None:
             return "that is not right"
-        return f"the answer is [{self.answer}]" + (f": {self.work}" if self.work else "")
+        return f"it is {self.work} [{self.answer}]" if self.work else f"it is [{self.answer}]"
 
     def demonstrate(self) -> str:
         if self.answer is None:
             raise ConfigError("this data set has no reference answers, so there is nothing to demonstrate.")
         return f"{self.work} [{self.answer}]" if self.show else f"[{self.answer}]"
+
+    def advise(self, wrong: bool) -> tuple[Mapping[str, str], str]:
+        """The worked sum, or one with a mistake in it, by every name that a teacher may read it by; and the reply that
+        follows from it."""
+        if not self.work:
+            return {}, self.demonstrate()
+        reply = self.decoy if wrong else f"{self.work} [{self.answer}]"
+        return {"worked": reply, "sibling": reply, "feedback": f"it is {reply}", "hint": reply}, reply
 
 
 def answer_of(reply: str) -> str:
@@ -212,13 +226,26 @@ def _work(dataset: str, item: dict[str, Any]) -> str:
     """4+7-2 -> "4+7=11 11-2=9"; empty where we cannot show it."""
     if dataset != "chain_sum":
         return ""
+    return " ".join(_steps(item)[0])
+
+
+def _steps(item: dict[str, Any], slip: tuple[int, int] = (-1, 0)) -> tuple[list[str], int]:
+    """(a chain sum step by step, its end); `slip` = (step, by how much it is wrong)."""
     parts = item["metadata"]["expression"].split()
     total, steps = int(parts[0]), []
-    for sign, term in zip(parts[1::2], parts[2::2], strict=True):
-        after = total + int(term) if sign == "+" else total - int(term)
+    for number, (sign, term) in enumerate(zip(parts[1::2], parts[2::2], strict=True)):
+        after = total + int(term) * (1 if sign == "+" else -1) + slip[1] * (number == slip[0])
         steps.append(f"{total}{sign}{term}={after}")
         total = after
-    return " ".join(steps)
+    return steps, total
+
+
+def _decoy(item: dict[str, Any]) -> str:
+    """The worked sum with one slip in it, and the wrong answer that it leads to."""
+    draws = random.Random(f"decoy/{item['question']}")
+    slip = draws.randrange(len(_steps(item)[0])), draws.choice((-2, -1, 1, 2))
+    steps, total = _steps(item, slip)
+    return f"{' '.join(steps)} [{total}]"
 
 
 def _open(name: str, level: int, config: Mapping[str, Any]) -> Any:

@@ -168,6 +168,20 @@ class TicTacToe:
         heeds = draws.random() < self.heed
         return f"{seen} [{draws.choice(list((heeds and (win or block)) or free))}]"
 
+    def advise(self, wrong: bool) -> tuple[Mapping[str, str], str]:
+        """What could be said of a blunder here, or of a good move as if it were one; and the reply that heeds it."""
+        board, mine, theirs = drawn(self.state), "XO"[self.seat], "XO"[1 - self.seat]
+        seen = self.demonstrate().rpartition(" ")[0]
+        draws = random.Random(f"advice/{self.task.seed}/{self.sibling}/{self.replies}")
+        free = [square for square in board if square.isdigit()]
+        said, square = "", draws.choice(free)
+        if wrong:
+            said = draws.choice((WON, LOST)).format(draws.choice(free), square)
+        elif better := completing(board, mine) or completing(board, theirs):
+            blunders = [move for move in free if move not in better]
+            said, square = _remark(board, mine, draws.choice(blunders)) or "" if blunders else "", better[0]
+        return ({"feedback": said} if said else {}), f"{seen} [{square}]"
+
     def _oppose(self, draws: random.Random) -> None:
         values = exact()[drawn(self.state)]
         if self.person is not None:
@@ -187,13 +201,17 @@ class TicTacToe:
         self.state.apply_action(int(draws.choice(moves)) - 1)
 
 
+WON = "[{1}] won at once; you played [{0}]"
+LOST = "[{1}] had to be blocked: the opponent wins there; you played [{0}]"
+
+
 def _remark(board: str, mine: str, move: str) -> str | None:
     """What was wrong with a legal move, None if nothing was."""
     wins, blocks = completing(board, mine), completing(board, "O" if mine == "X" else "X")
     if wins:
-        return None if move in wins else f"[{wins[0]}] won at once; you played [{move}]"
+        return None if move in wins else WON.format(move, wins[0])
     if blocks and move not in blocks:
-        return f"[{blocks[0]}] had to be blocked: the opponent wins there; you played [{move}]"
+        return LOST.format(move, blocks[0])
     values = exact()[board]
     best = max(values.values())
     if values[move] == best:

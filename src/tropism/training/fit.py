@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -9,11 +10,12 @@ from typing import Any
 
 import torch
 
-from tropism.config import Data
+from tropism.config import Data, Told
 from tropism.envs import open_source
 from tropism.envs.rows import read_rows
 from tropism.errors import ConfigError
 from tropism.rollout.render import Render
+from tropism.signals.contexts import chosen, paragraphs, with_paragraphs
 from tropism.training.checkpoint import State
 from tropism.types import Failure, Message, Prompt, Rollout, Source, Task, Turn, seed_of
 
@@ -44,7 +46,7 @@ def load_rollouts(data: Data, words: Render, seed: int, context: int = 1 << 30) 
     """Everything there is to read, rendered once. What the model cannot read, beyond `context` tokens, is a failure."""
     if data.demos is not None:
         source = open_source(data.demos.name, data.demos.options, split="train", seed=seed)
-        return [readable(demonstration(source, number, words), context) for number in range(data.episodes)]
+        return [readable(demonstration(source, n, words, data.told), context) for n in range(data.episodes)]
     rows = read_rows(data.path, data.split)
     return [readable(from_row(row, number, words), context) for number, row in enumerate(rows)]
 
@@ -60,19 +62,30 @@ def readable(rollout: Rollout, context: int) -> Rollout:
     return replace(rollout, failure=Failure("data", reason))
 
 
-def demonstration(source: Source, number: int, words: Render) -> Rollout:
-    """One episode in which the environment answers itself."""
+def demonstration(source: Source, number: int, words: Render, told: Told | None = None) -> Rollout:
+    """One episode in which the environment answers itself, in some of its replies to what a teacher may read."""
     task = source.task(number)
-    env = source.open(task, 0)
+    env: Any = source.open(task, 0)
     if not hasattr(env, "demonstrate"):
         raise ConfigError(
             f"data.demos names {task.env}, which has no `demonstrate`, so it cannot write replies to learn from. "
             "Give the environment that method, or use data.path."
         )
+    if told is not None and not hasattr(env, "advise"):
+        raise ConfigError(
+            f"data.told asks {task.env} what a teacher could be told, but it has no `advise`. Give the environment "
+            "that method, or drop data.told."
+        )
     said: dict[int, list[Turn]] = {}
+    draws = random.Random(f"told/{number}")
     while (ask := env.ask()) is not None:
-        turns, reply = said.setdefault(ask.seat, []), str(env.demonstrate())
-        turns.append(given(ask.prompt, reply, turns[-1] if turns else None, words))
+        turns, reply, prompt = said.setdefault(ask.seat, []), str(env.demonstrate()), ask.prompt
+        if told is not None and draws.random() < told.share:
+            texts, following = env.advise(draws.random() < told.wrong)
+            if read := chosen(told.teacher, {name: [text] for name, text in texts.items()}):
+                there = {name: texts[name] for name in read}
+                prompt, reply = with_paragraphs(prompt, paragraphs(told.teacher, there)), following
+        turns.append(given(prompt, reply, turns[-1] if turns else None, words))
         env.tell(reply)
     turns = [turn for seat in said.values() for turn in seat]
     return Rollout(task=task, group=number, turns=tuple(turns), success=True)
