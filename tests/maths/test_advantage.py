@@ -6,7 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tropism.maths.advantage import chains, gae, group_relative, leave_one_out, rewards_to_go
+from tropism.maths.advantage import (
+    chains,
+    gae,
+    group_relative,
+    leave_one_out,
+    rewards_to_go,
+    turn_starts,
+    turn_sum,
+    whiten,
+)
 
 close = torch.testing.assert_close
 SCALES = ("none", "std", "sample_std", "batch_std", "mean")
@@ -267,3 +276,58 @@ def test_gae_refuses_to_broadcast():
     reward, value, *rest, _ = scattered()
     with pytest.raises(ValueError, match=r"gae: .* `value` is"):
         gae(reward, value[:, :1], *rest, discount=1.0, trace=1.0)
+
+
+# --------------------------------------------------------------------------------------------------- turns, whitening
+
+
+TURN = torch.tensor([[-1, 1, 1, -1, 2, -1], [0, 0, 1, 2, 2, -1], [-1, -1, 0, -1, 0, 0]])
+"""One episode on rows 2 and 0, another on row 1, whose turns touch; a turn may have a gap."""
+
+
+def test_a_turn_starts_at_its_first_action_token():
+    found = turn_starts(TURN).nonzero().tolist()
+    assert found == [[0, 1], [0, 4], [1, 0], [1, 2], [1, 3], [2, 2]]
+    assert not turn_starts(TURN * 0 - 1).any() and turn_starts(TURN[:0]).shape == (0, 6)
+
+
+def test_the_sum_of_a_turn_is_told_to_each_of_its_tokens_and_to_nothing_else():
+    values = torch.arange(18.0).reshape(3, 6)
+    found = turn_sum(values, TURN)
+    assert found.tolist() == [[0, 3, 3, 0, 4, 0], [13, 13, 8, 19, 19, 0], [0, 0, 47, 0, 47, 47]]
+    close(turn_sum(torch.where(TURN < 0, 1e9, values), TURN), found)
+
+
+def test_gae_of_turns_by_hand():
+    """The tokens of a turn are one action: its reward stands on its first token, and its last one says nothing of V."""
+    *fields, _ = scattered()
+    reward, value, mask, episode, turn, last, truncated = fields
+    starts = turn_starts(turn)
+    found, target = gae(turn_sum(reward, turn), value, starts, episode, turn, last, truncated, discount=0.9, trace=0.8)
+    after, carry = 5.0, 0.0  # episode 8 was cut off after row 0
+    for places in ([(0, 3), (0, 4)], [(0, 1)], [(2, 2), (2, 3)]):
+        earned, first = sum(reward[place] for place in places), value[places[0]]
+        carry = earned + 0.9 * after - first + 0.9 * 0.8 * carry
+        after = first
+        close(found[places[0]], carry)
+        close(target[places[0]], carry + first)
+        close(turn_sum(found, turn)[places[-1]], carry)
+    close(found[1, 4], reward[1, 4] - value[1, 4])
+    assert (found[~starts] == 0).all() and (target[~starts] == 0).all() and starts.sum() == 5 < mask.sum()
+
+
+def test_whitened_numbers_have_mean_zero_and_standard_deviation_one_over_the_mask():
+    values, mask = torch.tensor([[1.0, 9.0, 3.0], [5.0, 7.0, -40.0]]), torch.tensor([[1, 0, 1], [1, 1, 0]]).bool()
+    found = whiten(values, mask)
+    close(found, torch.tensor([[-3.0, 0, -1], [1, 3, 0]]) / math.sqrt(20 / 3))
+    close(whiten(100 * values + 7, mask), found)
+    close(whiten(values, mask, eps=math.sqrt(20 / 3)), found / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.1, -0.7, 1e6 + 0.1])
+def test_whitening_makes_no_signal_of_equal_numbers(dtype, value):
+    values = torch.full((3, 3), value, dtype=dtype)
+    for count in (0, 1, 7):
+        mask = torch.arange(9).reshape(3, 3) < count
+        assert (whiten(values, mask) == 0).all()

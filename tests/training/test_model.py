@@ -186,6 +186,67 @@ def test_measuring_is_forward_in_any_number_of_parts():
         torch.testing.assert_close(found.entropy, whole.entropy, atol=1e-5, rtol=0)
 
 
+def judged(family="tiny-llama", **settings):
+    """A policy with a critic that has something to say."""
+    policy = small(family, **settings)
+    policy.add_critic()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        policy.critic.weight.copy_(torch.randn(policy.critic.weight.shape, generator=generator))
+        policy.critic.bias.fill_(0.5)
+    return policy
+
+
+@families
+def test_a_value_is_of_the_state_in_which_the_token_was_chosen(family):
+    """The head reads the hidden state of the token before, and for `last_value` that of the row's last token."""
+    policy, rows = judged(family), batch()
+    with torch.no_grad():
+        out = policy.forward(rows)
+        for n in range(len(rows)):
+            ids = rows.tokens[n, : rows.length[n]]
+            states = policy.module.base_model(ids[None]).last_hidden_state[0]
+            values = states @ policy.critic.weight[0] + 0.5
+            assert values.std() > 0.1
+            for t in range(rows.tokens.shape[1]):
+                expected = float(values[t - 1]) if rows.action_mask[n, t] else 0.0
+                assert float(out.value[n, t]) == pytest.approx(expected, abs=1e-4)
+            assert float(out.last_value[n]) == pytest.approx(float(values[-1]), abs=1e-4)
+
+
+@families
+def test_a_new_critic_says_zero_and_leaves_the_policy_as_it_was(family):
+    policy = small(family)
+    before = policy.forward(batch())
+    assert before.value is None and before.last_value is None
+    policy.add_critic()
+    after = policy.forward(batch())
+    assert (after.value == 0).all() and (after.last_value == 0).all()
+    assert torch.equal(after.logp, before.logp) and torch.equal(after.entropy, before.entropy)
+
+
+def test_a_critic_reads_the_policy_s_own_weights_alone():
+    policy, other = judged(), small(seed=4)
+    assert policy.forward(batch(), module=other.module).value is None
+
+
+@families
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"compute": "bfloat16"}])
+def test_the_gradient_of_a_value_reaches_head_and_body(family, settings):
+    policy, plain = judged(family, **settings), judged(family)
+    found = []
+    for one in (policy, plain):
+        out = one.forward(batch())
+        assert out.value.dtype == torch.float32
+        (out.value.sum() + out.last_value.sum()).backward()
+        body = [p.grad for p in one.module.parameters() if p.grad is not None]
+        found.append((torch.cat([grad.flatten() for grad in body]), one.critic.weight.grad, one.critic.bias.grad))
+    (body, weight, bias), wanted = found
+    assert body.abs().max() > 1e-3 and weight.abs().max() > 1e-3 and float(bias) == 8 + 3 + 1
+    loose = {"rtol": 0.1, "atol": 0.1 * float(wanted[0].abs().max())} if "compute" in settings else {}
+    torch.testing.assert_close(body, wanted[0], **loose)
+
+
 @families
 def test_bfloat16_computes_nearly_the_same_and_keeps_float32_weights(family):
     """Eight bits of mantissa: within 0.1 nats, and not equal."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tropism.config import Train
+from tropism.errors import ConfigError
 from tropism.training.optim import AdamW, scheduled
 
 
@@ -85,6 +86,36 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted(bad):
     pushed(module, 1.0)
     assert optimizer.step(0.1)["learning_rate"] == 0.1
     assert all(parameter.isfinite().all() and (parameter != 1).all() for parameter in module.parameters())
+
+
+def test_a_critic_has_its_own_rate_on_the_same_schedule_and_no_weight_decay():
+    """Adam's first step is the rate, whatever the gradient."""
+    for settings, expected in (({}, 0.01), ({"critic_learning_rate": 0.3}, 0.03)):
+        module, critic = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
+        before = [parameter.clone() for parameter in (module.weight, *critic.parameters())]
+        optimizer = AdamW(module, Train(learning_rate=0.1, max_grad_norm=0.0, **settings), critic)
+        pushed(module, 3.0)
+        pushed(critic, 3.0)
+        assert optimizer.step(0.01)["learning_rate"] == 0.01  # a tenth of the peak, as in a warm-up
+        moved = [float((was - now).mean()) for was, now in zip(before, (module.weight, *critic.parameters()))]
+        assert moved == pytest.approx([0.01, expected, expected], rel=1e-4)
+    module, critic = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
+    optimizer = AdamW(module, Train(learning_rate=0.1, weight_decay=0.5), critic)
+    assert [group["weight_decay"] for group in optimizer.inner.param_groups] == [0.5, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.inf, math.nan])
+def test_a_critic_that_cannot_learn_is_refused(rate):
+    with pytest.raises(ConfigError, match=r"train\.critic_learning_rate is .*positive and finite"):
+        Train(critic_learning_rate=rate)
+
+
+def test_a_critic_s_gradient_counts_in_the_norm():
+    module, critic = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    optimizer = AdamW(module, Train(), critic)
+    pushed(module, 3.0)
+    pushed(critic, 4.0)
+    assert optimizer.step(0.1)["grad_norm"] == pytest.approx(5.0)
 
 
 def test_weights_that_are_frozen_stay():

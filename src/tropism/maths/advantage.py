@@ -126,6 +126,38 @@ def rewards_to_go(
     return found
 
 
+def whiten(values: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:
+    """Mean 0 and standard deviation 1 over the mask, as PPO does with the advantages of a batch.
+
+        (x_t - mean) / (std + eps)        std: the sample value
+
+    [N, T], [N, T] bool -> [N, T], 0 off the mask, and exactly 0 where all are equal or there is only one.
+    """
+    same_shape("whiten", values=values, mask=mask)
+    found, chosen = torch.zeros_like(values), values[mask]
+    if len(chosen) > 1:
+        chosen = chosen - chosen.min()  # equal numbers are exact zeros then, of which no division makes a signal
+        found[mask] = (chosen - chosen.mean()) / (chosen.std() + eps)
+    return found
+
+
+def turn_starts(turn: Tensor) -> Tensor:
+    """[N, T] bool: the first action token of each turn, where the policy decides if a turn is one action.
+
+    `turn` [N, T] is -1 off the mask and counts up along a row; no turn stands on two rows.
+    """
+    before = turn.cummax(1).values.roll(1, 1)
+    before[:, 0] = -1
+    return turn > before
+
+
+def turn_sum(values: Tensor, turn: Tensor) -> Tensor:
+    """Sum over the action tokens of a turn, told to each of them: [N, T], [N, T] -> [N, T], 0 off the mask."""
+    same_shape("turn_sum", values=values, turn=turn)
+    unit = turn_starts(turn).flatten().cumsum(0) * (turn >= 0).flatten()
+    return sum_by(values.flatten(), unit).reshape(turn.shape).masked_fill(turn < 0, 0)
+
+
 def chains(action_mask: Tensor, episode: Tensor, turn: Tensor) -> Tensor:
     """[E, L] flat indices of each episode's action tokens in the order they were chosen; -1 fills from the left."""
     flat = action_mask.flatten().nonzero().flatten()

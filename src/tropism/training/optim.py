@@ -20,9 +20,10 @@ class AdamW:
         matrices, others = [p for p in policy if p.ndim > 1], [p for p in policy if p.ndim < 2]
         values = list(critic.parameters()) if critic else []
         self.parameters = policy + values
-        groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        groups.append({"params": values, "weight_decay": 0.0})
-        self.inner = torch.optim.AdamW([g for g in groups if g["params"]], lr=train.learning_rate, betas=train.betas)
+        share = (train.critic_learning_rate or train.learning_rate) / train.learning_rate
+        kinds = [(matrices, train.weight_decay, 1.0), (others, 0.0, 1.0), (values, 0.0, share)]
+        groups = [{"params": some, "weight_decay": decay, "share": of} for some, decay, of in kinds if some]
+        self.inner = torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas)
 
     def step(self, rate: float) -> dict[str, float]:
         """Clip, move, and forget the gradient. A gradient that is not finite moves nothing and is counted."""
@@ -33,7 +34,7 @@ class AdamW:
             if self.train.max_grad_norm > 0:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.train.max_grad_norm, norm)
             for group in self.inner.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             self.inner.step()
         self.inner.zero_grad(set_to_none=True)
         return {"grad_norm": float(norm), "learning_rate": rate} if finite else {"skipped": 1.0, "not_finite": 1.0}
