@@ -55,6 +55,9 @@ class Teacher:
     select: Literal["first", "sequence", "token"] = "first"
     """Which of several hints: the first; the one under which teacher and student share most of their likeliest tokens
     over the whole reply; or at each token."""
+    must_add: float = 0.1
+    """What it reads must add so much to the share of successes before a run starts, where it is the student itself; -1
+    asks for nothing."""
 
     def __post_init__(self) -> None:
         if self.who == "" or self.who == {}:

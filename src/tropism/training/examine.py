@@ -13,6 +13,7 @@ from tropism.config import Stage
 from tropism.errors import CheckFailed
 from tropism.rewards import find_scorer
 from tropism.signals.frozen import measure
+from tropism.training import benefit
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
 from tropism.training.learn import Job, Playing, apart, openings
@@ -54,6 +55,8 @@ def examine(job: Job) -> bool:
     batch = measure(batch, job.stage.method.needs, policy=frozen, exact=exact, reference=job.reference)
     if job.tutor is not None:
         batch, _ = job.tutor.measure(batch, openings(rollouts, apart=apart(job.stage.method)))
+        if helped := benefit.check(job):
+            job.watcher.say(helped)
     tolerance = 1e-3 if job.policy.settings.compute == "float32" else 5e-2
     most = job.stage.train.micro_tokens  # and not more: one forward pass of everything may not fit
     job.watcher.say(doctor.splits_agree(lambda tokens: gradient(job, batch, tokens, temperature), most, tolerance))
