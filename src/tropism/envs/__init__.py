@@ -31,6 +31,7 @@ Split = Literal["train", "test"]
 ENVS = {
     "tictactoe": "tropism.envs.tictactoe:TicTacToe",
     "reasoning": "tropism.envs.reasoning:Reasoning",
+    "user": "tropism.envs.user:User",
     "dataset": "tropism.envs.dataset:Dataset",
 }
 
