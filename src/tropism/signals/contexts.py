@@ -5,15 +5,12 @@ Nothing here reaches the student: a context is made from a finished rollout, for
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tropism.rollout.render import Render
 from tropism.teacher import Teacher
 from tropism.types import Message, Prompt, Rollout
-
-PLAYED = ("sibling", "wrong_sibling", "feedback", "follow_up", "hint")
-"""What comes from play; any other name is a column of the task."""
 
 Told = Mapping[str, Sequence[str]]
 """What there is to read, by name; several texts are several hints to choose from."""
@@ -46,20 +43,25 @@ def available(opening: Opening, names: Sequence[str]) -> dict[str, tuple[str, ..
 
 
 def texts_of(opening: Opening, name: str) -> Sequence[str]:
-    rollout, turn = opening.rollout, opening.rollout.turns[opening.turn]
-    if name in ("sibling", "wrong_sibling"):
-        others = (r for r in opening.siblings if r is not rollout and r.success == (name == "sibling") and r.turns)
-        return ["\n".join(turn.reply for turn in other.turns) for other in others][:1]
-    if name == "feedback":
-        return [turn.feedback or ""]
-    if name == "hint":
-        return turn.hints
-    if name == "follow_up":
-        if opening.turn + 1 < len(rollout.turns):
-            return [added(turn.prompt, turn.reply, rollout.turns[opening.turn + 1].prompt)]
-        return [str(rollout.task.columns.get("follow_up") or "")]
-    value = rollout.task.columns.get(name)
+    """What comes from play, or a column of the task."""
+    if name in PLAYED:
+        return PLAYED[name](opening)
+    value = opening.rollout.task.columns.get(name)
     return [] if value is None else [str(value)]
+
+
+def sibling(opening: Opening, success: bool) -> Sequence[str]:
+    """The replies of the first other member of the group that succeeded, or failed."""
+    others = (r for r in opening.siblings if r is not opening.rollout and r.success == success and r.turns)
+    return ["\n".join(turn.reply for turn in other.turns) for other in others][:1]
+
+
+def follow_up(opening: Opening) -> Sequence[str]:
+    """What the user said after the reply; for data a column of that name."""
+    rollout, number = opening.rollout, opening.turn
+    if number + 1 < len(rollout.turns):
+        return [added(rollout.turns[number].prompt, rollout.turns[number].reply, rollout.turns[number + 1].prompt)]
+    return [str(rollout.task.columns.get("follow_up") or "")]
 
 
 def added(prompt: Prompt, reply: str, following: Prompt) -> str:
@@ -69,6 +71,16 @@ def added(prompt: Prompt, reply: str, following: Prompt) -> str:
         return following[len(before) :] if following.startswith(before) else ""
     users = [message["content"] for message in following if message["role"] == "user"]
     return users[-1] if users and len(following) > len(prompt) else ""
+
+
+PLAYED: dict[str, Callable[[Opening], Sequence[str]]] = {
+    "sibling": lambda opening: sibling(opening, True),
+    "wrong_sibling": lambda opening: sibling(opening, False),
+    "feedback": lambda opening: [opening.rollout.turns[opening.turn].feedback or ""],
+    "hint": lambda opening: opening.rollout.turns[opening.turn].hints,
+    "follow_up": follow_up,
+}
+"""What comes from play; any other name is a column of the task."""
 
 
 def chosen(teacher: Teacher, found: Told) -> dict[str, Sequence[str]] | None:
