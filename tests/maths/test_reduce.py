@@ -4,6 +4,7 @@ import torch
 from tropism.maths.reduce import (
     constant_mean,
     first_row,
+    highest,
     sequence_mean,
     speaking,
     spread,
@@ -88,3 +89,12 @@ def test_one_row_of_each_episode_is_marked():
 def test_episodes_that_spoke_are_counted_and_never_zero():
     assert speaking(torch.tensor([0, 3, 1, 1]), torch.tensor([0, 1, 1, 2])) == 2
     assert speaking(torch.tensor([0, 0]), torch.tensor([0, 1])) == 1
+
+
+def test_the_highest_share_is_one_of_the_masked_tokens_and_ties_are_kept():
+    values = torch.tensor([[0.1, 1.2, 0.6, 0.05], [0.9, 0.3, 9.0, 9.0]])
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    assert highest(values, mask, share=0.5).tolist() == [[False, True, True, False], [True, False, False, False]]
+    assert highest(values, mask, share=1.0).equal(mask) and highest(values * 0, mask, share=0.1).equal(mask)
+    assert highest(values, mask, share=0.01).sum() == 1
+    assert not highest(values, mask & False, share=0.5).any()

@@ -6,6 +6,7 @@ import torch
 from tropism.maths.surrogate import (
     cispo,
     clipped_surrogate,
+    masked_weight,
     sequence_log_ratio,
     token_log_ratio,
     truncated_weight,
@@ -211,3 +212,14 @@ def test_the_surrogates_refuse_to_broadcast():
     ):
         with pytest.raises(ValueError, match=r"is \[4\] but .* is \[4, 4\]"):
             attempt()
+
+
+def test_a_masked_weight_drops_what_is_outside_its_bounds_and_keeps_the_bounds():
+    sampler = torch.tensor([[1.0, 0.5, 2.0, 0.49, 2.01, 3.0]]).log()
+    weight = masked_weight(torch.zeros(1, 6, requires_grad=True), -sampler, low=0.5, high=2.0)
+    close(weight, torch.tensor([[1.0, 0.5, 2.0, 0.0, 0.0, 0.0]]))
+    assert not weight.requires_grad and truncated_weight(torch.zeros(1, 6), -sampler, limit=2.0)[0, 5] == 2
+    far = masked_weight(torch.zeros(1, 1), torch.full((1, 1), -1e4), low=0.5, high=2.0)
+    assert far.item() == 0  # and not 0 times infinity
+    with pytest.raises(ValueError, match="masked_weight"):
+        masked_weight(torch.zeros(4, 4), torch.zeros(4), low=0.5, high=2.0)

@@ -32,6 +32,14 @@ def constant_mean(mask: Tensor, episode: Tensor, *, longest: int) -> Tensor:
     return mask / longest / speaking(mask.sum(1), episode)
 
 
+def highest(values: Tensor, mask: Tensor, *, share: float) -> Tensor:
+    """The masked tokens whose values are the largest, by the quantile 1 - share over the mask; ties are all kept.
+
+    [N, T], [N, T] bool -> [N, T] bool. Padding must not enter the quantile, or the share depends on it.
+    """
+    return mask & (values >= values[mask].quantile(1 - share)) if mask.any() else mask
+
+
 def spread(per_row: Tensor, mask: Tensor) -> Tensor:
     """Give every masked token its row's number: [N], [N, T] -> [N, T], 0 off the mask."""
     same_shape("spread", per_row=per_row, rows_of_mask=mask.sum(1))

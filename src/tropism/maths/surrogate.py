@@ -126,3 +126,15 @@ def truncated_weight(proximal_logp: Tensor, behavior_logp: Tensor, *, limit: flo
     """
     same_shape("truncated_weight", proximal_logp=proximal_logp, behavior_logp=behavior_logp)
     return (proximal_logp - behavior_logp).detach().exp().clamp(max=limit)
+
+
+def masked_weight(proximal_logp: Tensor, behavior_logp: Tensor, *, low: float, high: float) -> Tensor:
+    """proximal / behavior where it is within [low, high], else 0: such a token is dropped. IcePop, 2025. [N, T]
+
+    No gradient. Truncation would keep a token of ratio 3 at weight 2; where the two disagree that much (a mixture of
+    experts that routed differently), its log-probabilities say more about the disagreement than about the token.
+    arXiv:2603.19220, eq. 3.
+    """
+    same_shape("masked_weight", proximal_logp=proximal_logp, behavior_logp=behavior_logp)
+    ratio = (proximal_logp - behavior_logp).detach().exp()
+    return torch.where((ratio >= low) & (ratio <= high), ratio, 0.0)

@@ -6,12 +6,20 @@ import difflib
 
 from tropism.errors import ConfigError
 from tropism.methods.dr_grpo import DrGRPO
+from tropism.methods.g_opd import GOPD
 from tropism.methods.grpo import GRPO
+from tropism.methods.mopd import MOPD
+from tropism.methods.opd import OPD
+from tropism.methods.reopold import REOPOLD
 from tropism.methods.sft import SFT
 
 METHODS: dict[str, type] = {
     "grpo": GRPO,
     "dr_grpo": DrGRPO,
+    "opd": OPD,
+    "g_opd": GOPD,
+    "reopold": REOPOLD,
+    "mopd": MOPD,
     "sft": SFT,
 }
 

@@ -11,6 +11,11 @@ def checked(method: object) -> None:
     for key in ("clip_low", "clip_high", "kl"):
         if fields.get(key, 0) < 0:
             raise ConfigError(f"{name}'s {key} is {fields[key]}, but cannot be negative.")
+    if not 0 < fields.get("mix", 0.5) < 1:
+        raise ConfigError(
+            f"{name}'s mix is {fields['mix']}, where the Jensen-Shannon divergence is 0 everywhere. Use more than 0 "
+            "and less than 1; the ends are divergence: forward and divergence: reverse."
+        )
     if fields.get("eps", 1) <= 0:
         raise ConfigError(
             f"{name}'s eps is {fields['eps']}, but siblings that all earned the same give 0 / 0. Use 1e-6."
