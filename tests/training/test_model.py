@@ -311,3 +311,35 @@ def test_presets_have_about_half_a_million_weights():
         count = sum(p.numel() for p in load_policy(Model(path=name, device="cpu")).module.parameters())
         assert 3e5 < count < 8e5, (name, count)
     assert small("tiny-gpt2", shape=GPT2 | {"n_layer": 1}).module.config.n_layer == 1
+
+
+@families
+def test_without_gradient_the_head_runs_in_chunks_and_says_the_same(family, monkeypatch):
+    policy = small(family)
+    frozen = policy.measuring(0.7, Train())
+    assert policy.parted
+    whole = frozen(batch(), top_k=3)
+    seen = []
+    head = policy.module.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, given, out: seen.append(out.numel()))
+    monkeypatch.setattr("tropism.training.model.CHUNK", 12 * 262 * 3)
+    parts = frozen(batch(), top_k=3)
+    handle.remove()
+    assert max(seen) == 3 * 262 and len(seen) == 5
+    for name in ("logp", "entropy", "topk_logp"):
+        assert torch.allclose(getattr(parts, name), getattr(whole, name), atol=1e-5)
+    assert torch.equal(parts.topk_ids, whole.topk_ids)
+
+
+def test_a_model_that_caps_its_logits_is_asked_for_them_whole():
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Gemma2Config(vocab_size=262, num_hidden_layers=1, head_dim=16, final_logit_softcapping=2.0, **shape)
+    policy = small()
+    policy.module = Gemma2ForCausalLM(config).eval()
+    assert not policy.parted
+    with torch.no_grad():
+        unkept = policy.forward(batch())
+    kept = policy.forward(batch())
+    assert torch.allclose(unkept.logp, kept.logp, atol=1e-6) and kept.logp.requires_grad

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tropism.rollout.render import Render
 from tropism.rollout.sampler import Local
 from tropism.signals.frozen import Forward
 from tropism.training.update import micro_batch_rows
-from tropism.types import ABSENT, Batch, Output
+from tropism.types import Batch, Output
 
 SIZES = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = {"num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True, "max_position_embeddings": 1024}
@@ -37,6 +37,8 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Preset -> (model type, configuration). About half a million parameters each, over bytes."""
 
+CHUNK = 1 << 30
+"""Bytes that log-probs over the vocabulary may take at once where no gradient is kept."""
 ROLES = ("system", "user", "assistant", "tool")
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
@@ -84,31 +86,46 @@ class Policy:
             top_k: how many of the likeliest tokens to return; their log-probs too, where the batch names no tokens.
             module: other weights of the same architecture.
         """
-        positions, mask = predicting(batch.action_mask), batch.action_mask
+        positions = predicting(batch.action_mask)
         critic = self.critic if module is None else None
+        said: dict[str, Tensor] = {}
         with self.precision():
-            out = (module or self.module)(
-                input_ids=batch.tokens,
-                use_cache=False,
-                logits_to_keep=positions,
-                output_hidden_states=critic is not None,
-            )
-        logp = log_softmax(out.logits, temperature)
-        likeliest = logp.topk(top_k) if top_k else None
-        said = Output(
-            logp=of_tokens(logp, batch.tokens, positions, mask),
-            entropy=placed(entropy(logp), positions, mask),
-            topk_ids=ABSENT if likeliest is None else placed(likeliest.indices, positions, mask),
-        )
-        if batch.topk_ids is not None:
-            said = replace(said, topk_logp=of_topk(logp, batch.topk_ids, positions, mask))
-        elif likeliest is not None:
-            said = replace(said, topk_logp=placed(likeliest.values, positions, mask))
-        if critic is None:
-            return said
-        value = critic(out.hidden_states[-1].float())[..., 0]
-        last = value.gather(1, batch.length[:, None] - 1)[:, 0]
-        return replace(said, value=placed(value[:, positions], positions, mask), last_value=last)
+            for some, logits, hidden in self.logits(module or self.module, batch, positions, critic is not None):
+                for name, values in spoken(logits, temperature, batch, some, top_k).items():
+                    said[name] = said[name] + values if name in said else values
+        if critic is not None:
+            value = critic(hidden.float())[..., 0]
+            said["value"] = placed(value[:, positions], positions, batch.action_mask)
+            said["last_value"] = value.gather(1, batch.length[:, None] - 1)[:, 0]
+        return Output(**said)
+
+    def logits(
+        self, module: Any, batch: Batch, positions: Tensor, hidden: bool
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(some of the positions, logits [N, P, V] there, last hidden state [N, T, H] if asked for).
+
+        Without gradient the head runs on so few positions at a time that its numbers stay within `CHUNK` bytes: with a
+        vocabulary of 151,936 and 12 bytes for each number (logits, log-probs and what entropy needs) one token takes
+        1.8 MB. With gradient everything would be kept for the backward pass anyway.
+        """
+        if torch.is_grad_enabled() or not self.parted:
+            out = module(input_ids=batch.tokens, use_cache=False, logits_to_keep=positions, output_hidden_states=hidden)
+            yield positions, out.logits, out.hidden_states[-1] if hidden else out.logits
+            return
+        last = module.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        head = module.get_output_embeddings()
+        size = max(1, CHUNK // (12 * len(batch) * int(module.config.vocab_size)))
+        for some in positions.split(size):
+            yield some, head(last[:, some]), last
+
+    @cached_property
+    def parted(self) -> bool:
+        """The model is its backbone and then its head, nothing more: some scale or cap the logits afterwards."""
+        with torch.no_grad():
+            probe = torch.arange(4, device=self.device)[None]
+            whole = self.module(input_ids=probe, use_cache=False).logits
+            last = self.module.base_model(input_ids=probe, use_cache=False).last_hidden_state
+            return torch.equal(whole, self.module.get_output_embeddings()(last))
 
     def measuring(self, temperature: float, train: Train, module: Any = None) -> Forward:
         """The same without gradient, over any number of rows: padded [N, T] as the batch."""
@@ -146,6 +163,23 @@ class Policy:
         self.tokenizer.save_pretrained(path)
         for file in path.iterdir():
             file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def spoken(logits: Tensor, temperature: float, batch: Batch, positions: Tensor, top_k: int) -> dict[str, Tensor]:
+    """Fields of `Output` at the tokens that these positions speak about; 0 elsewhere."""
+    logp, mask = log_softmax(logits, temperature), batch.action_mask
+    said = {
+        "logp": of_tokens(logp, batch.tokens, positions, mask),
+        "entropy": placed(entropy(logp), positions, mask),
+    }
+    likeliest = logp.topk(top_k) if top_k else None
+    if likeliest is not None:
+        said["topk_ids"] = placed(likeliest.indices, positions, mask)
+    if batch.topk_ids is not None:
+        said["topk_logp"] = of_topk(logp, batch.topk_ids, positions, mask)
+    elif likeliest is not None:
+        said["topk_logp"] = placed(likeliest.values, positions, mask)
+    return said
 
 
 def recompute(module: Any) -> None:
