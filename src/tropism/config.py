@@ -190,7 +190,8 @@ class Told:
     """
 
     teacher: Teacher
-    """What is read and in which words: those of the teacher that comes later."""
+    """What is read and in which words: those of the teachers that come later; of several things one at a time, unless
+    `need` is all."""
     share: float = 0.5
     """Of the demonstrated replies."""
     wrong: float = 0.3
@@ -245,6 +246,45 @@ class Success:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Who reads each reply beside what came next, and gives a score (the part `judge`) and hints for a teacher."""
+
+    who: Any
+    """`file.py:function`, a model's directory or hub id, or a server that speaks OpenAI's protocol: http://…/v1."""
+    model: str = ""
+    """Of a server: which of its models."""
+    votes: int = 1
+    """How often it is asked about each reply; the majority decides."""
+    temperature: float = 0.6
+    """Of a model's answers."""
+    max_tokens: int = 512
+    """Longest answer of a model, in tokens."""
+    timeout: float = 60.0
+    """Seconds after which a silent server has failed."""
+    ask: str = ""
+    """Other words for the question to a model, with the slots {reply}, {next} and {role}. Empty: the usual ones."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.who), "judge.who is empty. Use file.py:function, a model, or http://…/v1.")
+        for name in ("votes", "max_tokens", "timeout"):
+            require(getattr(self, name) > 0, f"judge.{name} is {getattr(self, name)}, but must be above 0.")
+        require(self.temperature >= 0, f"judge.temperature is {self.temperature}, but cannot be negative.")
+        require(
+            not self.ask or ("{reply}" in self.ask and "{next}" in self.ask),
+            f"judge.ask is {self.ask!r:.80}, but must show the judge {{reply}} and {{next}}.",
+        )
+        require(
+            bool(self.model) == self.served,
+            f"judge.model is {self.model!r} and judge.who {self.who}: a server is asked for one of its models by name, "
+            "and nothing else is. Set both, or only who.",
+        )
+
+    @property
+    def served(self) -> bool:
+        return isinstance(self.who, str) and self.who.startswith(("http://", "https://"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One method on one source of data. It starts from the model that the stage before it left."""
 
@@ -258,6 +298,8 @@ class Stage:
     rewards: Mapping[Any, float] = field(default_factory=dict)
     """Part or scorer -> weight. Scorers are registered names or `file.py:function`; empty: the environment's own."""
     success: Success | None = None
+    judge: Judge | None = None
+    """Online: who scores each turn by what came next."""
     sampling: Sampling = field(default_factory=Sampling)
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
@@ -286,6 +328,10 @@ class Stage:
                 f"about rollout batches, and stage {self.name!r} reads data, train.batch rows per optimizer step. "
                 "Leave both at 1, and set train.steps for as many passes as you want."
             )
+        require(
+            self.judge is None or self.env is not None,
+            f"stage {self.name!r} has a judge, but reads data, where nothing is scored. Drop judge, or play in an env.",
+        )
         for name, weight in self.rewards.items():
             require(math.isfinite(weight), f"the weight of the reward {name} is {weight}, but must be finite.")
         if self.env is not None and self.train.mini_batches > self.sampling.groups:

@@ -33,6 +33,7 @@ ENVS = {
     "reasoning": "tropism.envs.reasoning:Reasoning",
     "user": "tropism.envs.user:User",
     "dataset": "tropism.envs.dataset:Dataset",
+    "mix": "tropism.envs.mix:Mix",
 }
 
 

@@ -49,6 +49,8 @@ class State:
     """Codes of the domains seen so far."""
     quiet: int = 0
     """Steps in a row without any signal."""
+    untaught: int = 0
+    """Steps in a row in which the teacher had nothing to say."""
     updates: int = 0
     """Optimizer steps that moved the weights."""
     tokens: int = 0

@@ -15,7 +15,7 @@ from tropism.envs import open_source
 from tropism.envs.rows import read_rows
 from tropism.errors import ConfigError
 from tropism.rollout.render import Render
-from tropism.signals.contexts import chosen, paragraphs, with_paragraphs
+from tropism.signals.contexts import paragraphs, with_paragraphs
 from tropism.training.checkpoint import State
 from tropism.types import Failure, Message, Prompt, Rollout, Source, Task, Turn, seed_of
 
@@ -82,8 +82,11 @@ def demonstration(source: Source, number: int, words: Render, told: Told | None 
         turns, reply, prompt = said.setdefault(ask.seat, []), str(env.demonstrate()), ask.prompt
         if told is not None and draws.random() < told.share:
             texts, following = env.advise(draws.random() < told.wrong)
-            if read := chosen(told.teacher, {name: [text] for name, text in texts.items()}):
-                there = {name: texts[name] for name in read}
+            there = {name: texts[name] for name in told.teacher.reads if name in texts}
+            if told.teacher.need != "all" and there:  # every template in its turn
+                name = draws.choice(list(there))
+                there = {name: there[name]}
+            if there:
                 prompt, reply = with_paragraphs(prompt, paragraphs(told.teacher, there)), following
         turns.append(given(prompt, reply, turns[-1] if turns else None, words))
         env.tell(reply)
@@ -96,16 +99,22 @@ def given(prompt: Prompt, reply: str, before: Turn | None, words: Render) -> Tur
 
 
 def from_row(row: Mapping[str, Any], number: int, words: Render) -> Rollout:
-    """TRL's columns: `messages`, or `prompt` and `completion`, or `text`. Every assistant message is learned from."""
+    """TRL's columns: `messages`, or `prompt` and `completion`, or `text`. Every assistant message is learned from.
+
+    What the user says after the last of them becomes the column `follow_up`, where the row has none.
+    """
     turns: list[Turn] = []
+    rest: Sequence[Message] = ()
     if row.get("messages") is not None:
-        turns = conversation((), messages(row["messages"], number), words)
+        rest = messages(row["messages"], number)
+        turns = conversation((), rest, words)
     elif row.get("prompt") is not None and row.get("completion") is not None:
         prompt, completion = row["prompt"], row["completion"]
         if isinstance(prompt, str):
             turns = [given(prompt, str(completion), None, words)]
         else:
-            turns = conversation(messages(prompt, number), messages(completion, number), words)
+            rest = messages(completion, number)
+            turns = conversation(messages(prompt, number), rest, words)
     elif row.get("text") is not None:
         ids = words.context(str(row["text"]))
         turns = [Turn(context=ids[:1], action=[*ids[1:], words.stop_ids[0]], reply=str(row["text"]))]
@@ -114,6 +123,8 @@ def from_row(row: Mapping[str, Any], number: int, words: Render) -> Rollout:
             f"row {number} has the columns {', '.join(row)}, but learning from it needs messages with an assistant's "
             "reply, or prompt and completion, or text."
         )
+    if rest and rest[-1]["role"] == "user":
+        row = {"follow_up": rest[-1]["content"], **row}
     return Rollout(task=Task(env="data", columns=row), group=number, turns=tuple(turns), success=True)
 
 

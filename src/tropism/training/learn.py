@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -105,6 +105,7 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         if job.tutor is not None:
             batch, taught = job.tutor.measure(batch, openings(rollouts, apart=apart(method)))
             numbers |= taught
+            heard(job, state, taught)
         whole, mine = job.ranks.gather(batch)
         credit = method.credit(whole)[mine].narrow(batch.tokens.shape[1])
     with timed(times, "update"):
@@ -126,7 +127,8 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         state.memory = method.remember(whole)
     if job.tutor is not None:
         job.tutor.follow(policy.module, state.step, moved=bool(metrics["updates"]))
-    signal = bool(credit.advantage.any()) or not method.needs.sampling  # a direct loss has no credit to give
+    direct = not method.needs.sampling or "topk_logp" in method.needs.live  # such a loss has no credit to give
+    signal = bool(credit.advantage.any()) or direct
     state.quiet = 0 if signal and metrics["updates"] else state.quiet + 1
     state.updates += int(metrics["updates"])
     state.tokens += int(batch.length.sum())
@@ -136,13 +138,21 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
             job.run.save_rollouts(
                 state.step, record_rows(rollouts, batch, credit.advantage, weights, apart=apart(method))
             )
-    return numbers | metrics | {"num_tokens": float(state.tokens)}, rollouts
+    return numbers | metrics | credit.metrics | {"num_tokens": float(state.tokens)}, rollouts
 
 
 def apart(method: Any) -> bool:
     """Every turn is a row: the method's teacher reads something else at each of them."""
     teacher = teacher_of(method)
     return teacher is not None and teacher.per_turn
+
+
+def heard(job: Job, state: State, taught: Mapping[str, float]) -> None:
+    """Say so when a teacher has been silent for `patience` steps: the run is then another method than its name says."""
+    state.untaught = 0 if taught["teacher/share"] else state.untaught + 1
+    if state.untaught and state.untaught % job.stage.train.patience == 0:
+        why = "its numbers are not finite" if taught["teacher/not_finite"] else "there was nothing for it to read"
+        job.watcher.say(f"step {state.step + 1}: the teacher has been silent for {state.untaught} steps; {why}")
 
 
 def likeliest(method: Any) -> int:
