@@ -91,26 +91,25 @@ class TicTacToe:
         *,
         opponent: str | Person = "random",
         rules: bool = False,
-        heed: float = 0.0,
+        block: float = 0.0,
     ) -> None:
         """
         Args:
             opponent: random; perfect (uniform over the best moves); mcts:N (N simulations a move, 100 is strong); in
                 Python also a function of the board and the free squares.
             rules: say the rules and the format of a reply above the board.
-            heed: share of demonstrated moves that follow from the rationale; the others are any legal move.
+            block: share of demonstrated moves that block where they must; the others are any legal move.
         """
         self.person = opponent if callable(opponent) else None
         self.opponent, self.simulations = ("person", 0) if callable(opponent) else _opponent(str(opponent))
-        self.task, self.sibling, self.rules, self.heed = task, sibling, rules, heed
+        self.task, self.sibling, self.rules, self.block = task, sibling, rules, block
         self.seat = task.seat
         self.state = game().new_initial_state()
         self.outcome: str | None = None
         self.replies = 0
         self.remark: str | None = None
-        if self.seat == 1:  # siblings share the opening, so it is drawn from the task alone
-            self._oppose(random.Random(f"{task.seed}"))
-        self.draws = random.Random(f"{task.seed}/{sibling}")
+        if self.seat == 1:
+            self._oppose()
 
     def __str__(self) -> str:
         board = drawn(self.state)
@@ -137,7 +136,7 @@ class TicTacToe:
         self.remark = _remark(drawn(self.state), "XO"[self.seat], moves[-1])
         self.state.apply_action(int(moves[-1]) - 1)
         if not self.state.is_terminal():
-            self._oppose(self.draws)
+            self._oppose()
         if self.state.is_terminal():
             self.outcome = {1.0: "win", 0.0: "draw", -1.0: "loss"}[self.state.player_return(self.seat)]
 
@@ -159,14 +158,13 @@ class TicTacToe:
         return self.remark if seat == self.seat else None
 
     def demonstrate(self) -> str:
-        """A true rationale (w wins at once, b blocks), then mostly any legal move: teaches where to look."""
+        """A true rationale (w wins at once, b blocks), then a block or any legal move: teaches where to look."""
         board, mine, theirs = drawn(self.state), "XO"[self.seat], "XO"[1 - self.seat]
         free = [square for square in board if square.isdigit()]
         win, block = completing(board, mine), completing(board, theirs)
         seen = " ".join(square + ("w" if square in win else "b" if square in block else "-") for square in free)
         draws = random.Random(f"demo/{self.task.seed}/{self.sibling}/{self.replies}")
-        heeds = draws.random() < self.heed
-        return f"{seen} [{draws.choice(list((heeds and (win or block)) or free))}]"
+        return f"{seen} [{draws.choice(list(block) if block and draws.random() < self.block else free)}]"
 
     def advise(self, wrong: bool) -> tuple[Mapping[str, str], str]:
         """What could be said of a blunder here, or of a good move as if it were one; and the reply that heeds it."""
@@ -182,7 +180,10 @@ class TicTacToe:
             said, square = _remark(board, mine, draws.choice(blunders)) or "" if blunders else "", better[0]
         return ({"feedback": said} if said else {}), f"{seen} [{square}]"
 
-    def _oppose(self, draws: random.Random) -> None:
+    def _oppose(self) -> None:
+        """The opponent's move is drawn from task and board: all siblings meet one opponent, who answers a position in one
+        way, so that what differs among them is their own doing. Over tasks it is the opponent that was asked for."""
+        draws = random.Random(f"{self.task.seed}/{drawn(self.state)}")
         values = exact()[drawn(self.state)]
         if self.person is not None:
             self.state.apply_action(int(self.person(str(self), list(values))) - 1)
