@@ -1,5 +1,6 @@
 import pytest
 
+import world
 from tropism.envs import open_source
 from tropism.envs.check import check_env
 from tropism.errors import ConfigError
@@ -37,8 +38,8 @@ def test_a_part_demonstrates_and_advises_if_it_can_alone():
     for number in range(2):
         env = mix.open(mix.task(number), 0)
         assert "[" in env.demonstrate() and env.advise(False)[1]
-    assert not hasattr(open_source("mix", {"parts": {"a": "tests/world.py:World"}}, split="test", seed=0).open(
-        open_source("mix", {"parts": {"a": "tests/world.py:World"}}, split="test", seed=0).task(0), 0), "advise")  # fmt: skip
+    mute = opened(parts={"a": f"{world.HERE}:World"})
+    assert not hasattr(mute.open(mute.task(0), 0), "advise")
 
 
 def test_it_keeps_the_promises_of_an_environment():
