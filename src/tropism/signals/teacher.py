@@ -47,7 +47,8 @@ class Tutor:
 
         Returns:
             metrics: shares of rows that had a teacher, whose context was cut, whose numbers were not finite, and the
-            mean of log proximal - log teacher over the tokens that had one.
+            mean of log proximal - log teacher over the tokens that had one; with several teachers that of each domain
+            too, and how many tokens a row of it has: a wrong route is a domain whose gap does not fall.
         """
         names = [*self.teacher.reads, *self.teacher.against]
         told = [available(opening, names) for opening in openings]
@@ -65,13 +66,20 @@ class Tutor:
             finite &= all_finite(counter)
             there &= present(opposed, finite)
         batch = self.filled(batch, out, counter, there)
-        gap = (batch.proximal_logp - batch.teacher_logp)[batch.action_mask & there[:, None]]
+        heard = batch.action_mask & there[:, None]
+        gap = batch.proximal_logp - batch.teacher_logp
         rows = max(len(batch), 1)
-        return batch, {
+        domains = [opening.rollout.task.domain for opening in openings] if len(self.models) > 1 else []
+        each = {}
+        for domain in sorted(set(domains)):
+            own = heard & torch.tensor([name == domain for name in domains], device=there.device)[:, None]
+            each[f"teacher/kl/{domain}"] = mean(gap[own])
+            each[f"teacher/length/{domain}"] = float(own.sum()) / max(int(own.any(1).sum()), 1)
+        return batch, each | {
             "teacher/share": float(there.sum()) / rows,
             "teacher/cut": sum(any(context.cut for context in found) for found in contexts) / rows,
             "teacher/not_finite": float((~finite).sum()) / rows,
-            "teacher/kl": float(gap.mean()) if len(gap) else 0.0,
+            "teacher/kl": mean(gap[heard]),
         }
 
     def compared(self, batch: Batch) -> tuple[Batch, int]:
@@ -91,11 +99,11 @@ class Tutor:
         return top_k(batch, self.student, k, self.vocabulary), k
 
     def contexts(self, batch: Batch, openings: Sequence[Opening], read: Sequence[Any]) -> list[list[Context]]:
-        """Of each row, one context per hint; none where the teacher has nothing to go by."""
+        """Of each row, one context per hint; none where the teacher has nothing to go by, or cannot read that far."""
         start = starts(batch)
         if not self.teacher.reads:
-            prompts = (row[:place] for row, place in zip(batch.tokens.tolist(), start.tolist(), strict=True))
-            return [[Context(tuple(ids))] for ids in prompts]
+            rows = zip(batch.tokens.tolist(), start.tolist(), batch.length.tolist(), strict=True)
+            return [[Context(tuple(ids[:place]))] if length <= self.room else [] for ids, place, length in rows]
         rooms = (self.room - (batch.length - start)).tolist()
         return [
             contexts_of(self.teacher, opening, texts, self.words, room) if texts else []
@@ -132,7 +140,7 @@ class Tutor:
 
     def label(self, domain: str) -> str:
         """The key of the model that teaches a domain."""
-        if "" in self.models:
+        if list(self.models) == [""]:
             return ""
         if domain not in self.models:
             raise ConfigError(
@@ -229,6 +237,10 @@ def nothing(batch: Batch, k: int) -> Output:
 
 def present(contexts: list[list[Context]], finite: Tensor) -> Tensor:
     return torch.tensor([bool(found) for found in contexts], device=finite.device) & finite
+
+
+def mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else 0.0
 
 
 def all_finite(out: Output) -> Tensor:

@@ -11,7 +11,7 @@ from tropism.signals.contexts import PLAYED
 from tropism.signals.frozen import Forward
 from tropism.signals.teacher import Tutor
 from tropism.teacher import Teacher, teacher_of
-from tropism.training.model import Policy, load_policy
+from tropism.training.model import PRESETS, Policy, load_policy
 from tropism.types import Source
 
 SELF = ("live", "frozen", "ema", "synced")
@@ -55,20 +55,31 @@ def open_tutor(stage: Stage, model: Model, policy: Policy, source: Source | None
 
 
 def load_other(path: str, model: Model, policy: Policy) -> Policy:
-    """Another model that speaks in the student's tokens."""
-    other = load_policy(Model(path=path, device=str(policy.device), compute=model.compute))
+    """Another model that speaks in the student's tokens: a teacher, or what a reward is measured from."""
+    if path in PRESETS:
+        raise ConfigError(
+            f"{path} is a preset, so its weights would be random and it would know nothing that is worth teaching. "
+            "Name a trained model; teacher.who: frozen is the student as it started."
+        )
+    try:
+        other = load_policy(Model(path=path, device=str(policy.device), compute=model.compute))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path!r} is to score the student's tokens, but cannot be opened: {error} Give the directory or hub id of "
+            f"a model. The student itself is {', '.join(SELF)}: as teacher.who, not as one of several."
+        ) from error
     mine, theirs = policy.tokenizer.get_vocab(), other.tokenizer.get_vocab()
     if mine != theirs:
         odd = sorted(set(mine.items()) ^ set(theirs.items()))[0][0]
         raise ConfigError(
-            f"the teacher {path} has another tokenizer than the student ({len(theirs)} tokens against {len(mine)}; "
-            f"{odd!r}, for one, is not the same token), so it cannot score the student's tokens. Use a teacher of the "
+            f"{path} has another tokenizer than the student ({len(theirs)} tokens against {len(mine)}; "
+            f"{odd!r}, for one, is not the same token), so it cannot score the student's tokens. Use a model of the "
             "same family."
         )
     sizes = [int(p.module.config.vocab_size) for p in (policy, other)]
     if sizes[0] != sizes[1]:
         raise ConfigError(
-            f"the teacher {path} gives {sizes[1]} numbers for each token and the student {sizes[0]}: one of them is "
+            f"{path} gives {sizes[1]} numbers for each token and the student {sizes[0]}: one of them is "
             "padded. Resize its embeddings, so that both distributions are over the same tokens."
         )
     return other
@@ -76,6 +87,11 @@ def load_other(path: str, model: Model, policy: Policy) -> Policy:
 
 def check(teacher: Teacher, stage: Stage, source: Source | None) -> None:
     """Say before the run starts what the teacher would miss in every step of it."""
+    if teacher.who == "live" and not teacher.reads:
+        raise ConfigError(
+            "the teacher is the student itself, and reads no more than the student: the two always agree, and nothing "
+            "would be learned. Set teacher.who to the path of a model, or say what it reads."
+        )
     if {"sibling", "wrong_sibling"} & {*teacher.reads, *teacher.against}:
         if stage.env is not None and stage.sampling.group_size < 2:
             raise ConfigError("the teacher reads a sibling, but sampling.group_size is 1. Use 2 or more.")
