@@ -296,6 +296,27 @@ def test_memory_and_the_codes_of_domains_come_back(tmp_path, monkeypatch):
     assert contents(record.path.parent, "rl")["state"]["domains"] == {"a": 0, "b": 1, "c": 2}
 
 
+def test_what_a_method_has_learned_of_its_teacher_comes_back(tmp_path, monkeypatch):
+    """Every later slope, and the values made with it, depend on the window of tokens that gated remembers."""
+
+    def recipe(folder):
+        made = world.grpo(folder, success={"part": "low", "at_least": 0.5})
+        teacher = {"reads": ["answer"], "against": ["other"], "must_add": -1}
+        made["stages"][0]["method"] = {"gated": {"teacher": teacher}}
+        return made
+
+    tropism.train(recipe(tmp_path / "whole"), quiet=True)
+    for step in (1, 5):
+        train_until(recipe(tmp_path / "dead"), step, monkeypatch, resume=step > 1)
+    record = Run(tmp_path / "dead" / "run" / "rl")
+    saved = torch.load(record.checkpoints_dir / "checkpoint-3" / checkpoint.FILE, weights_only=False)["memory"]
+    assert saved["tokens"][:, 0].unique().tolist() == [0, 1, 2] and len(saved["groups"]) > 0 and saved["fit"][0] != 0
+    tropism.train(recipe(tmp_path / "dead"), resume=True, quiet=True)
+    same(tmp_path / "dead" / "run", tmp_path / "whole" / "run", "rl")
+    slopes = [line["gate/slope"] for line in record.metrics() if "gate/slope" in line]
+    assert slopes[0] == 0 and len(set(slopes)) == 7
+
+
 def test_a_run_that_saves_bfloat16_resumes_from_float32(tmp_path, monkeypatch):
     def recipe(folder):
         return world.grpo(folder) | {"model": world.MODEL | {"save": "bfloat16"}}

@@ -36,7 +36,8 @@ class World:
 
     def task(self, number):
         letter = "abc"[number % 3]
-        return Task(env="world", seed=seed_of(self.seed, self.split, number), domain=letter, columns={"answer": letter})
+        columns = {"answer": letter, "other": "bca"[number % 3]}
+        return Task(env="world", seed=seed_of(self.seed, self.split, number), domain=letter, columns=columns)
 
     def open(self, task, sibling):
         return Letters(task.domain)

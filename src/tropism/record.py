@@ -53,6 +53,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "proximal_logp": ("floats", "Under the trainer's policy when the batch was made."),
     "reference_logp": ("floats", "Under the frozen reference, same context."),
     "teacher_logp": ("floats", "Under the teacher, in the teacher's own context."),
+    "counter_logp": ("floats", "Under the same teacher, reading the opposite hint."),
     "entropy": ("floats", "Entropy of the distribution that each action token was drawn from, nats."),
     "advantage": ("floats", "Credit of each action token."),
     "weight": ("floats", "How much each action token counts in the objective."),

@@ -311,12 +311,15 @@ class Credit:
     """[N, T]"""
     target: Tensor = ABSENT
     """[N, T] what the critic should predict, before any whitening; None without a critic."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Numbers worth watching of the whole batch; the record shows them as they are."""
 
     def __getitem__(self, rows: Any) -> Credit:
-        return Credit(self.advantage[rows], None if self.target is None else self.target[rows])
+        return Credit(self.advantage[rows], None if self.target is None else self.target[rows], self.metrics)
 
     def narrow(self, width: int) -> Credit:
-        return Credit(self.advantage[:, :width], None if self.target is None else self.target[:, :width])
+        target = None if self.target is None else self.target[:, :width]
+        return Credit(self.advantage[:, :width], target, self.metrics)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import difflib
 from tropism.errors import ConfigError
 from tropism.methods.dr_grpo import DrGRPO
 from tropism.methods.g_opd import GOPD
+from tropism.methods.gated import Gated
 from tropism.methods.grpo import GRPO
 from tropism.methods.mopd import MOPD
 from tropism.methods.opd import OPD
@@ -20,6 +21,7 @@ METHODS: dict[str, type] = {
     "g_opd": GOPD,
     "reopold": REOPOLD,
     "mopd": MOPD,
+    "gated": Gated,
     "sft": SFT,
 }
 

@@ -1,0 +1,298 @@
+import math
+
+import pytest
+import torch
+
+from tropism.maths import evidence
+from tropism.maths.advantage import leave_one_out
+
+close = torch.testing.assert_close
+OUTCOME = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+SAID = [0.3, -0.3, 0.0, 0.1]
+BAYES = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])
+
+
+def ids(*numbers):
+    return torch.tensor(numbers)
+
+
+def read(fit, *, said=SAID, expected=0.4, outcome=1.0, told=True):
+    """One answer, a token for each number in `said`."""
+    words = torch.tensor([said]).double()
+    mask = torch.ones_like(words, dtype=torch.bool)
+    one = torch.ones(1).double()
+    return evidence.read(
+        one * outcome, one * expected, torch.tensor([told]), words, fit.double(), mask, ids(0), mask.long() - 1
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ baseline
+
+
+def test_the_baseline_by_hand():
+    """(others + 2 * 0.5) / (3 + 2)."""
+    found = evidence.shrunk_baseline(OUTCOME, ids(0, 0, 0, 0), ids(0, 1, 2, 3), 0.5, shrink=1.0)
+    close(found, torch.tensor([0.4, 0.6, 0.6, 0.4]))
+    close(found.logit(), torch.tensor([-0.4054651, 0.4054651, 0.4054651, -0.4054651]).double(), atol=1e-7, rtol=0)
+
+
+def test_the_baseline_stays_within_its_edges():
+    failed = torch.zeros(4)
+    for outcome, mean, edge in ((failed, 0.01, 0.02), (failed + 1, 0.99, 0.98)):
+        found = evidence.shrunk_baseline(outcome, ids(0, 0, 0, 0), ids(0, 1, 2, 3), mean, shrink=1.0)
+        close(found, torch.full((4,), edge))
+
+
+def test_without_shrinking_the_baseline_is_leave_one_out():
+    generator = torch.Generator().manual_seed(0)
+    outcome = torch.rand(9, generator=generator)
+    group, episode = ids(0, 0, 1, 1, 1, 2, 2, 2, 2), torch.arange(9)
+    found = evidence.shrunk_baseline(outcome, group, episode, 0.3, shrink=0.0, edge=0.0)
+    close(outcome - found, leave_one_out(outcome, group, episode))
+
+
+def test_an_answer_s_own_outcome_is_not_in_its_baseline_and_an_episode_counts_once():
+    group, episode = ids(0, 0, 0, 0), ids(0, 1, 1, 2)
+    outcome = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    found = evidence.shrunk_baseline(outcome, group, episode, 0.5, shrink=1.0)
+    close(found, torch.tensor([2 / 4, 3 / 4, 3 / 4, 2 / 4]))
+    other = evidence.shrunk_baseline(torch.tensor([0.0, 0.0, 0.0, 1.0]), group, episode, 0.5, shrink=1.0)
+    close(other[0], found[0])
+    assert other[1] < found[1]
+
+
+@pytest.mark.parametrize("shrink", [0.0, 1.0])
+def test_alone_an_answer_is_expected_to_do_as_earlier_ones_did(shrink):
+    close(evidence.shrunk_baseline(OUTCOME, torch.arange(4), torch.arange(4), 0.3, shrink=shrink), OUTCOME * 0 + 0.3)
+
+
+# ------------------------------------------------------------------------------------------------------ along an answer
+
+
+def test_evidence_adds_up_in_the_order_of_turns_across_rows():
+    """One answer on rows 2 and 0, another on row 1; what stands off the mask is not heard."""
+    values = torch.tensor([[9.0, 4.0, 8.0], [5.0, 6.0, 9.0], [1.0, 9.0, 2.0]])
+    mask = torch.tensor([[0, 1, 1], [1, 1, 0], [1, 0, 1]]).bool()
+    turn = ids([-1, 2, 2], [0, 0, -1], [0, -1, 1])
+    found = evidence.running_sum(values, mask, ids(7, 3, 7), turn)
+    close(found, torch.tensor([[0.0, 7.0, 15.0], [5.0, 11.0, 0.0], [1.0, 0.0, 3.0]]))
+    values[~mask] = math.nan
+    close(evidence.running_sum(values, mask, ids(7, 3, 7), turn), found)
+
+
+@pytest.mark.parametrize(("length", "quarters"), [(4, (0, 0, 1, 2, 3)), (8, (0, 0, 0, 1, 1, 2, 2, 3, 3))])
+def test_the_quarters_of_an_answer_by_hand(length, quarters):
+    number = torch.arange(length + 1.0)
+    found = evidence.features(number * 0 + 0.7, number, number * 0 + length)
+    close(found[:, 0], number * 0 + 0.7)
+    assert found[:, 1:].argmax(-1).tolist() == list(quarters) and (found[:, 1:].sum(-1) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("expected", "outcome", "values"),
+    [
+        (0.4, 1.0, [0.4, 0.4736581, 0.4, 0.4, 0.424222]),
+        (0.6, 0.0, [0.6, 0.6693983, 0.6, 0.6, 0.6237428]),
+    ],
+)
+def test_the_value_of_what_was_said_so_far_by_hand(expected, outcome, values):
+    seen = read(BAYES, expected=expected, outcome=outcome)
+    wanted = torch.tensor([values]).double()
+    close(seen.value, wanted[:, 1:], atol=1e-7, rtol=0)
+    close(seen.before, wanted[:, :-1], atol=1e-7, rtol=0)
+    assert seen.last.tolist() == [[False, False, False, True]]
+    close(seen.share, torch.full((1, 4), 0.25).double())
+
+
+def test_slope_and_intercepts_by_hand():
+    seen = read(torch.tensor([2, 0, 0.1, -0.1, 0.2]))
+    close(seen.value, torch.tensor([[0.5484809, 0.424222, 0.3762572, 0.4986337]]).double(), atol=1e-7, rtol=0)
+    close(seen.before, torch.tensor([[0.4, 0.5484809, 0.424222, 0.3762572]]).double(), atol=1e-7, rtol=0)
+    first = read(torch.tensor([0.0, 1.0, 0, 0, 0]))  # an intercept in the first quarter is no reason to move V_0
+    close(first.before[0, 0], torch.tensor(0.4).double())
+
+
+def test_where_not_all_was_told_the_value_is_the_baseline():
+    seen = read(torch.tensor([2, 0.3, 0.1, -0.1, 0.2]), told=False)
+    close(seen.value, torch.full((1, 4), 0.4).double())
+    close(seen.before, torch.full((1, 4), 0.4).double())
+    assert (seen.words == 0).all()
+
+
+@pytest.mark.parametrize(("right", "wrong", "after"), [(0.8, 0.4, 0.4), (0.2, 0.6, 0.1)])
+def test_for_a_teacher_that_knows_the_outcome_it_is_bayes_rule(right, wrong, after):
+    """Prior 0.25, P(y | success) = right, P(y | failure) = wrong."""
+    assert 0.25 * right / (0.25 * right + 0.75 * wrong) == pytest.approx(after)
+    seen = read(BAYES, said=[math.log(right / wrong)], expected=0.25)
+    close(seen.value, torch.tensor([[after]]).double())
+
+
+# -------------------------------------------------------------------------------------------------------------- credit
+
+
+@pytest.mark.parametrize(
+    ("expected", "outcome", "mix", "credit"),
+    [
+        (0.4, 1.0, 1.0, [0.6, 0.5263419, 0.6, 0.6]),
+        (0.4, 1.0, 0.5, [0.3368291, 0.2263419, 0.3, 0.312111]),
+        (0.4, 1.0, 0.1, [0.1262923, -0.0136581, 0.06, 0.0817998]),
+        (0.4, 1.0, 0.0, [0.0736581, -0.0736581, 0.0, 0.024222]),
+        (0.6, 0.0, 1.0, [-0.6, -0.6693983, -0.6, -0.6]),
+        (0.6, 0.0, 0.5, [-0.2653008, -0.3693983, -0.3, -0.2881286]),
+    ],
+)
+def test_the_credit_by_hand(expected, outcome, mix, credit):
+    seen = read(BAYES, expected=expected, outcome=outcome)
+    found = evidence.blended(seen.value, seen.before, seen.outcome[:, None], torch.tensor(mix))
+    close(found, torch.tensor([credit]).double(), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
+def test_credit_telescopes(mix):
+    seen = read(torch.tensor([2, 0, 0.1, -0.1, 0.2]))
+    found = evidence.blended(seen.value, seen.before, seen.outcome[:, None], torch.tensor(mix))
+    rest = mix * (seen.outcome[:, None] - seen.value).sum()
+    close(found.sum(), seen.value[0, -1] - seen.before[0, 0] + rest)
+
+
+def test_two_steps_that_tell_as_much_have_the_variances_of_the_table():
+    """V goes from 1/2 to 1/2 ± sqrt(1/8) and then to the outcome, so each step holds half the variance of R."""
+    step = math.sqrt(1 / 8)
+    middle = torch.tensor([0.5 + step, 0.5 + step, 0.5 - step, 0.5 - step])
+    outcome = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    chance = 0.5 * torch.where(outcome > 0, middle, 1 - middle)
+    after, before = torch.stack([middle, outcome], 1), torch.stack([middle * 0 + 0.5, middle], 1)
+    for mix, variance in ((1.0, 1.5), (0.0, 1.0)):
+        credit = evidence.blended(after, before, outcome[:, None], torch.tensor(mix))
+        close((chance @ credit), torch.zeros(2))
+        close((chance @ credit.square()).sum(), torch.tensor(variance * 0.25))
+    flat = evidence.blended(after * 0 + 0.5, before * 0 + 0.5, outcome[:, None], torch.tensor(1.0))
+    close((chance @ flat.square()).sum(), torch.tensor(2 * 0.25))
+
+
+def test_weights_by_the_teacher_s_ratio_hold_a_part_that_the_sign_of_the_reward_does_not_reach():
+    """w(d) = clip(exp(d), 0.8, 1.2): A w(sign(A) d) = A even + |A| odd; at |d| = 0.3 the even part is exactly 1."""
+
+    def weight(d):
+        return math.exp(d) if abs(math.exp(d) - 1) < 0.2 else 0.8 if d < 0 else 1.2
+
+    for d, even, odd in ((0.3, 1.0, 0.2), (0.1, 1.0050042, 0.1001668)):
+        assert (weight(d) + weight(-d)) / 2 == pytest.approx(even, abs=1e-7)
+        assert (weight(d) - weight(-d)) / 2 == pytest.approx(odd, abs=1e-7)
+        for advantage in (-0.7, 0.7):
+            sign = math.copysign(1, advantage)
+            assert advantage * weight(sign * d) == pytest.approx(advantage * even + abs(advantage) * odd, abs=1e-7)
+
+
+# ----------------------------------------------------------------------------------------------------------------- fit
+
+
+def planted(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 2, generator=generator).double()
+    offset = torch.randn(count, generator=generator).double()
+    chance = (offset + x @ torch.tensor([1.5, -0.5]).double()).sigmoid()
+    return x, (torch.rand(count, generator=generator) < chance).double(), offset
+
+
+def test_the_fit_finds_what_was_planted_and_is_drawn_towards_zero():
+    x, outcome, offset = planted(20000)
+    ones = torch.ones_like(outcome)
+    found = evidence.ridge_logistic(x, outcome, offset, ones)
+    close(found, torch.tensor([1.5, -0.5]).double(), atol=0.06, rtol=0)
+    drawn = evidence.ridge_logistic(x, outcome, offset, ones, ridge=1e4)
+    assert (drawn.abs() < found.abs() / 2).all() and drawn[0] > 0 > drawn[1]
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_at_the_fit_the_slope_of_what_is_minimised_is_zero(scale):
+    """Also where evidence is so strong that almost every outcome is explained."""
+    x, outcome, offset = planted(60)
+    weight = torch.linspace(0.1, 1, 60).double()
+    found = evidence.ridge_logistic(scale * x, outcome, offset, weight, ridge=2.0).requires_grad_()
+    z = offset + scale * x @ found
+    total = (weight * torch.nn.functional.binary_cross_entropy_with_logits(z, outcome, reduction="none")).sum()
+    (slope,) = torch.autograd.grad(total + found.square().sum(), found)
+    assert slope.abs().max() < 1e-7
+
+
+def test_the_fit_of_an_intercept_by_hand():
+    """Three of four succeed: logit(3/4) in all, of which 0.2 is known."""
+    one = torch.ones(4).double()
+    found = evidence.ridge_logistic(one[:, None], torch.tensor([1.0, 1.0, 1.0, 0.0]), 0.2 * one, one, ridge=1e-12)
+    close(found, torch.tensor([math.log(3) - 0.2]).double())
+
+
+def test_a_row_of_weight_two_is_two_rows():
+    x, outcome, offset = planted(30)
+    weight = torch.arange(30).remainder(3).double()
+    twice = torch.arange(30).repeat_interleave(weight.long())
+    found = evidence.ridge_logistic(x[twice], outcome[twice], offset[twice], torch.ones(len(twice)))
+    close(evidence.ridge_logistic(x, outcome, offset, weight), found)
+
+
+def test_nothing_is_fitted_to_nothing():
+    assert (evidence.ridge_logistic(torch.zeros(0, 5), *[torch.zeros(0)] * 3) == 0).all()
+
+
+# --------------------------------------------------------------------------------------------------------------- trust
+
+
+BEFORE, AFTER = 1 + 3 / 9, 0.3**2 + 3 * 0.1**2
+
+
+def trust(explained):
+    """Groups of one success in four: V_T is right by 0.7 and 0.1 where `explained`, else V_0."""
+    before = torch.full((len(explained),), BEFORE).double()
+    return evidence.skill(before, torch.where(torch.tensor(explained), AFTER, before))
+
+
+@pytest.mark.parametrize(
+    ("explained", "skill", "trusted"),
+    [
+        ([True] * 20, 0.91, 0.91),
+        ([False, True] * 10, 0.455, 0.2876359),
+        ([True] * 16, 0.91, 0.91),
+        ([True] * 15, 0.91, 0.0),
+        ([False] * 20, 0.0, 0.0),
+    ],
+)
+def test_trust_by_hand(explained, skill, trusted):
+    found = trust(explained)
+    close(torch.stack(found), torch.tensor([skill, trusted]).double(), atol=1e-7, rtol=0)
+
+
+def test_evidence_that_makes_errors_larger_is_not_trusted():
+    before = torch.ones(20)
+    skill, trusted = evidence.skill(before, 1.5 * before)
+    close(skill, torch.tensor(-0.5))
+    assert trusted == 0
+
+
+def test_without_groups_there_is_neither_skill_nor_trust():
+    assert torch.stack(evidence.skill(torch.zeros(0), torch.zeros(0))).tolist() == [0, 0]
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_rows_are_ordered_by_what_they_say_and_none_is_lost():
+    rows = torch.tensor([[1.0, 2.0], [0.0, 3.0], [1.0, 1.0], [1.0, 2.0]])
+    wanted = torch.tensor([[0.0, 3.0], [1.0, 1.0], [1.0, 2.0], [1.0, 2.0]])
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
+        close(evidence.ordered(rows[order]), wanted)
+    assert len(evidence.ordered(rows[:0])) == 0
+
+
+def test_the_last_batches_are_kept():
+    rows = torch.tensor([[2.0], [3.0], [4.0], [4.0], [6.0]])
+    assert evidence.batches(rows, 3)[:, 0].tolist() == [4, 4, 6]
+    assert evidence.batches(rows, 10)[:, 0].tolist() == [2, 3, 4, 4, 6]
+    assert len(evidence.batches(rows[:0], 3)) == 0
+
+
+def test_whole_batches_are_kept_until_they_hold_enough_rows():
+    rows = torch.tensor([[1.0], [2.0], [2.0], [3.0], [3.0]])
+    assert evidence.newest(rows, 2)[:, 0].tolist() == [3, 3]
+    assert evidence.newest(rows, 3)[:, 0].tolist() == [2, 2, 3, 3]
+    assert evidence.newest(rows, 9)[:, 0].tolist() == [1, 2, 2, 3, 3]
