@@ -20,8 +20,8 @@ from tropism import config
 from tropism.cli.app import app
 from tropism.keys import RECIPE, STAGE
 from tropism.methods import METHODS
-from tropism.teacher import Teacher
 from tropism.recipe import load
+from tropism.teacher import Teacher
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -30,6 +30,8 @@ FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"# (\w+\.(?:py|yaml))\n")
 SECTIONS = {"model": config.Model, "success": config.Success, "data": config.Data, "sampling": config.Sampling}
 SECTIONS |= {"train": config.Train, "eval": config.Eval, "data.told": config.Told}
+KEYS = "".join((ROOT / "docs" / page).read_text("utf-8") for page in ("recipes.md", "rewards.md"))
+"""Every key of a recipe stands on one of these pages."""
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -138,20 +140,21 @@ def sections() -> list[tuple[str, type, str]]:
     """(prefix, class, heading of the table)"""
     run = [("", config.Recipe, "The run"), ("model.", config.Model, "The run"), ("", config.Stage, "A stage")]
     stage = [(f"{key}.", cls, "A stage") for key, cls in SECTIONS.items() if key != "model"]
-    return [*run, *stage, ("method.teacher.", Teacher, "A teacher's keys"), ("method.", METHODS["grpo"], "GRPO's keys")]
+    methods = [("method.teacher.", Teacher, "A teacher's keys"), ("method.", METHODS["grpo"], "GRPO's keys")]
+    return [*run, *stage, ("judge.", config.Judge, "A judge"), *methods]
 
 
 @pytest.mark.parametrize(("prefix", "cls", "heading"), sections(), ids=lambda v: getattr(v, "__name__", ""))
 def test_every_key_of_a_recipe_is_on_its_page_with_its_default_and_its_text(prefix, cls, heading):
-    page = (ROOT / "docs" / "recipes.md").read_text("utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    page = KEYS.partition(f"## {heading}\n")[2].partition("\n## ")[0]
     texts = about(cls)
     for field in dataclasses.fields(cls):
         row = f"| `{prefix}{field.name}` | {default(field)} | {texts.get(field.name, '')}"
-        assert row in page, f"docs/recipes.md lacks this row, or says something else: {row}"
+        assert row in page, f"the section {heading} lacks this row, or says something else: {row}"
 
 
 def test_no_row_of_the_page_is_about_a_key_that_is_not_there():
-    rows = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs" / "recipes.md").read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| `([\w.]+)` \|", KEYS, re.MULTILINE)
     keys = {*RECIPE, *STAGE, "name"}
     keys |= {f"{prefix}{field.name}" for prefix, cls, _ in sections() if prefix for field in dataclasses.fields(cls)}
     assert set(rows) == keys

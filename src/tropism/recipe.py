@@ -26,11 +26,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from tropism.config import Data, Model, Named, Recipe, Stage, Success
+from tropism.config import Data, Judge, Model, Named, Recipe, Stage, Success
 from tropism.errors import ConfigError
 from tropism.keys import RECIPE, STAGE, either, known, leaves, shown, unknown
 
-SHORT: dict[type, str] = {Model: "path", Data: "path", Success: "part"}
+SHORT: dict[type, str] = {Model: "path", Data: "path", Success: "part", Judge: "who"}
 """Where a text may stand for the whole section: `model: tiny`."""
 
 
@@ -175,8 +175,8 @@ def _assign(tree: dict[str, Any], parts: list[str], value: Any) -> None:
         return
     if key == "rewards":  # the name of a scorer may hold dots: file.py:function
         rest = [".".join(rest)]
-    if isinstance(node, str) and key in ("model", "data", "success"):
-        node = {"part" if key == "success" else "path": node}
+    if isinstance(node, str) and key in ("model", "data", "success", "judge"):
+        node = {{"success": "part", "judge": "who"}.get(key, "path"): node}
     tree[key] = _table(node or {}, key)
     _assign(tree[key], rest, value)
 

@@ -61,6 +61,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "prompt": ("text", "What the turn saw: a text, or messages as JSON."),
     "reply": ("text", "The words that the environment heard."),
     "feedback": ("text", "What was said about this reply; the policy never saw it."),
+    "hints": ("text", "What a judge would have told the policy before, a line each; the policy never saw it."),
     "stop": ("text", "Why the reply ended: finished or truncated."),
     "reward": ("float", "What this turn earned."),
     "total": ("float", "Reward of the whole rollout."),
@@ -290,7 +291,7 @@ def row_of(step: int, row: Mapping[str, Any]) -> dict[str, Any]:
         filled["prompt"] = json.dumps(list(filled["prompt"]), ensure_ascii=False)
     if filled.get("rewards") is not None:
         filled["rewards"] = list(filled["rewards"].items())
-    for name in ("prompt", "reply", "feedback", "failure"):
+    for name in ("prompt", "reply", "feedback", "hints", "failure"):
         if filled.get(name) is not None:
             filled[name] = filled[name].encode("utf-8", "replace").decode()
     return filled

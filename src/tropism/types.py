@@ -179,8 +179,8 @@ class Rollout:
 LEFT_OUT = "contrast"
 """`Failure.where` of a rollout whose siblings all earned the same: nothing failed, it is only not trained on."""
 
-Scored = Mapping[str, "float | Sequence[float] | None"]
-"""Parts of one rollout: a float lands on its last turn, a list holds one float per turn, None does not apply."""
+Scored = Mapping[str, "float | Sequence[float | None] | None"]
+"""Parts of one rollout: a float lands on its last turn, a list holds one per turn, None does not apply."""
 
 Scorer = Callable[[Sequence[Rollout]], "Sequence[Scored | Failure]"]
 """A reward: finished rollouts in, named parts or a Failure out, one per rollout."""
@@ -362,7 +362,8 @@ class Needs:
     live: frozenset[str] = frozenset()
     """Names of Output fields beyond logp and entropy, such as `value`."""
     sampling: frozenset[str] = frozenset()
-    """`siblings`: groups of two or more; `contrast`: groups whose rewards differ."""
+    """`rollouts`: its own, however few per task; `siblings`: groups of two or more; `contrast`: groups whose rewards
+    differ. Without any of these a method can learn from data."""
 
 
 class Method(Protocol):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tropism.maths.divergence import forward_kl, jensen_shannon, k1, k2, k3, reverse_kl, with_tail
+from tropism.maths.divergence import among_top_k, forward_kl, jensen_shannon, k1, k2, k3, reverse_kl, with_tail
 
 close = torch.testing.assert_close
 
@@ -204,3 +204,22 @@ def test_divergences_refuse_to_broadcast():
     for divergence in (k1, k2, k3, reverse_kl, forward_kl, jensen_shannon, with_tail):
         with pytest.raises(ValueError, match="they must match"):
             divergence(torch.zeros(4, 4), torch.zeros(4, dtype=torch.long))
+
+
+def test_among_the_likeliest_tokens_probabilities_sum_to_one():
+    logp = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    close(among_top_k(logp[:2], ids(2)), torch.tensor([4 / 7, 3 / 7]))
+    close(among_top_k(logp, ids(4)), logp.exp())
+    gappy = among_top_k(torch.stack([logp[0], torch.tensor(9.0), logp[1]]), torch.tensor([0, -1, 1]))
+    close(gappy, torch.tensor([4 / 7, 0.0, 3 / 7]))
+    assert (among_top_k(logp[:2], torch.tensor([-1, -1])) == 0).all()
+    with pytest.raises(ValueError, match="they must match"):
+        among_top_k(torch.zeros(4, 4), torch.zeros(4, dtype=torch.long))
+
+
+def test_the_teachers_two_likeliest_tokens_and_their_tail_by_hand():
+    """Reverse KL of (.4, .3, .2, .1) to (.1, .6, .25, .05) on tokens 1 and 2: OpenClaw-RL, arXiv:2603.10165 v1."""
+    p, q, two = torch.tensor([0.4, 0.3, 0.2, 0.1]).log(), torch.tensor([0.1, 0.6, 0.25, 0.05]).log(), [1, 2]
+    close(reverse_kl(p, q), torch.tensor(0.371260), atol=1e-6, rtol=0)
+    coarse = reverse_kl(with_tail(p[two], ids(2)), with_tail(q[two], ids(2)))
+    close(coarse, torch.tensor(0.349414), atol=1e-6, rtol=0)

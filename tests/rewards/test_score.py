@@ -255,3 +255,14 @@ def test_rewards_are_found_by_name_and_by_file(tmp_path):
             find_scorer(given_name, ("win",))
     with pytest.raises(ConfigError, match="a signature that we do not know"):
         find_scorer(lambda text: 1.0)
+
+
+def test_a_part_may_apply_to_some_turns_only():
+    """None among the numbers of a list: nothing is earned there; a list of None alone does not apply at all."""
+    rollout = Rollout(task=Task(), group=0, turns=tuple(Turn(context=[1], action=[2]) for _ in range(3)))
+    (some,) = score([rollout], {"mine": lambda rs: [{"mine": [None, 2.0, None]} for _ in rs]}, {"mine": 0.5})
+    assert [turn.reward for turn in some.turns] == [0.0, 1.0, 0.0] and some.rewards == {"mine": 2.0}
+    (none,) = score([rollout], {"mine": lambda rs: [{"mine": [None, None, None]} for _ in rs]}, {"mine": 0.5})
+    assert none.rewards == {} and "no reward applies" in none.failure.reason
+    with pytest.raises(ConfigError, match="2 values of part 'mine' for a rollout of 3 turns"):
+        score([rollout], {"mine": lambda rs: [{"mine": [None, 1.0]} for _ in rs]}, {"mine": 0.5})

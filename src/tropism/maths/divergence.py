@@ -81,3 +81,22 @@ def with_tail(topk_logp: Tensor, ids: Tensor) -> Tensor:
     used = topk_logp.masked_fill(ids < 0, -1e4)
     mass = used.exp().sum(-1, keepdim=True).clamp(max=1 - torch.finfo(used.dtype).eps)
     return torch.cat([used, torch.log1p(-mass)], -1)
+
+
+def among_top_k(topk_logp: Tensor, ids: Tensor) -> Tensor:
+    """Probabilities of K tokens as if there were no others. [..., K] -> [..., K]
+
+        w_k = p_k / sum_j p_j
+
+    An expectation over the head of a distribution: with all of the vocabulary the weights are p itself, with less the
+    head counts 1 / sum_j p_j times as much.
+
+    Args:
+        topk_logp: [..., K] of the full softmax, nats.
+        ids: [..., K]; -1 marks an unused place, whatever topk_logp holds there.
+
+    Returns:
+        [..., K], summing to 1; 0 where a place is unused, and everywhere if all are.
+    """
+    same_shape("among_top_k", topk_logp=topk_logp, ids=ids)
+    return topk_logp.masked_fill(ids < 0, -1e4).softmax(-1) * (ids >= 0)

@@ -6,11 +6,13 @@ import difflib
 
 from tropism.errors import ConfigError
 from tropism.methods.dr_grpo import DrGRPO
+from tropism.methods.follow_up import FollowUp
 from tropism.methods.g_opd import GOPD
 from tropism.methods.gated import Gated
 from tropism.methods.grpo import GRPO
 from tropism.methods.mopd import MOPD
 from tropism.methods.opd import OPD
+from tropism.methods.openclaw import OpenClaw
 from tropism.methods.reopold import REOPOLD
 from tropism.methods.sft import SFT
 
@@ -22,6 +24,8 @@ METHODS: dict[str, type] = {
     "reopold": REOPOLD,
     "mopd": MOPD,
     "gated": Gated,
+    "openclaw": OpenClaw,
+    "follow_up": FollowUp,
     "sft": SFT,
 }
 

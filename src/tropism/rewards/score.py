@@ -82,7 +82,7 @@ def _ask(name: str, scorer: Scorer, rollouts: Sequence[Rollout]) -> list[Scored 
 
 
 def _checked(name: str, scored: Any, rollout: Rollout) -> Scored | Failure:
-    """Numbers as floats and lists of floats, one per turn; NaN and infinities as a Failure."""
+    """Numbers as floats and lists of floats, one per turn, 0 where it does not apply; NaN and infinities a Failure."""
     if isinstance(scored, Failure):
         return scored
     if not isinstance(scored, Mapping):
@@ -93,17 +93,21 @@ def _checked(name: str, scored: Any, rollout: Rollout) -> Scored | Failure:
     for part, value in scored.items():
         listed = isinstance(value, list | tuple)
         try:
-            numbers = [float(v) for v in (value if listed else [value])] if value is not None else []
+            given = [v for v in (value if listed else [value]) if v is not None]
+            numbers = [float(v) for v in given]
         except (TypeError, ValueError):
             return Failure(name, f"part {part} is {value!r:.80}, which is not a number")
         if not all(map(math.isfinite, numbers)):
             return Failure(name, f"part {part} is {value!r:.80}, which is not finite")
-        if listed and len(numbers) != len(rollout.turns):
+        if listed and len(value) != len(rollout.turns):
             raise ConfigError(
-                f"the reward {name} gave {len(numbers)} values of part {part!r} for a rollout of {len(rollout.turns)} "
+                f"the reward {name} gave {len(value)} values of part {part!r} for a rollout of {len(rollout.turns)} "
                 "turns. A list holds one number per turn; a single number lands on the last turn."
             )
-        checked[part] = numbers if listed else numbers[0] if numbers else None
+        if not given:
+            checked[part] = None
+        else:
+            checked[part] = [0.0 if v is None else float(v) for v in value] if listed else numbers[0]
     return checked
 
 

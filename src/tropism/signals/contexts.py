@@ -69,8 +69,8 @@ def added(prompt: Prompt, reply: str, following: Prompt) -> str:
     if isinstance(following, str):
         before = prompt + reply if isinstance(prompt, str) else ""
         return following[len(before) :] if following.startswith(before) else ""
-    users = [message["content"] for message in following if message["role"] == "user"]
-    return users[-1] if users and len(following) > len(prompt) else ""
+    users = [message["content"] for message in following[len(prompt) :] if message["role"] == "user"]
+    return users[-1] if users else ""
 
 
 PLAYED: dict[str, Callable[[Opening], Sequence[str]]] = {

@@ -18,7 +18,7 @@ from tropism.training.checkpoint import State
 from tropism.training.collate import collate
 from tropism.training.learn import Job, Playing, apart, openings
 from tropism.training.numbers import failed
-from tropism.training.scoring import parts_of
+from tropism.training.scoring import judged, parts_of
 from tropism.training.update import inseparable, micro_batch_rows
 from tropism.types import Batch, Credit, Rollout, Source
 from tropism.watch import doctor
@@ -67,8 +67,9 @@ def check_rewards(stage: Stage, source: Source) -> str:
     """Does every reward function get the columns that it names?"""
     tasks = [source.task(number) for number in range(GROUPS)]
     parts = parts_of(source)
-    found = [find_scorer(given, parts) for given in stage.rewards if given not in parts]
-    return doctor.gets_columns({name: columns for name, _, columns in found}, tasks)
+    found = [find_scorer(given, parts) for given in stage.rewards if given not in (*parts, *judged(stage))]
+    needed = {name: columns for name, _, columns in found} | dict.fromkeys(judged(stage), ())
+    return doctor.gets_columns(needed, tasks)
 
 
 def groups(job: Job) -> int:

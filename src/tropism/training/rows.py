@@ -52,6 +52,7 @@ def record_rows(
             row = shared | {"turn": number, "context": turn.context, "action": turn.action}
             row |= {"behavior_logp": turn.logp, "entropy": turn.entropy, "prompt": turn.prompt, "reply": turn.reply}
             row |= {"feedback": turn.feedback, "stop": str(turn.stop), "reward": turn.reward}
+            row |= {"hints": "\n".join(turn.hints) or None}
             if (episode, number) in places:
                 n, start, stop = places[episode, number]
                 row |= {name: values[n][start:stop] for name, values in lists.items()}

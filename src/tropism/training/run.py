@@ -19,12 +19,14 @@ from tropism.envs.rows import read_rows
 from tropism.errors import ConfigError, TropismError
 from tropism.record import Run, Watcher
 from tropism.signals.frozen import MEASURED, TAUGHT
+from tropism.signals.judge import Panel
 from tropism.teacher import teacher_of
 from tropism.training import checkpoint
 from tropism.training.checkpoint import State
 from tropism.training.evaluate import Evaluation
 from tropism.training.examine import check_rewards, examine
 from tropism.training.fit import Reading, load_rollouts
+from tropism.training.judges import open_judge, rule_of
 from tropism.training.learn import Draw, Job, Playing, learn
 from tropism.training.model import Policy, load_policy
 from tropism.training.optim import AdamW
@@ -143,7 +145,8 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
         base = getattr(stage.method, "reference", "")
         other = load_other(base, model, policy) if base else load_policy(model, recipe.seed)
         reference = other.measuring(temperature, stage.train)
-    draw = open_draw(recipe, stage, policy, seed, watcher)
+    panel = open_judge(stage.judge, model, policy)
+    draw = open_draw(recipe, stage, policy, panel, seed, watcher)
     return Job(
         stage=stage,
         policy=policy,
@@ -152,23 +155,23 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
         run=Run(path),
         watcher=watcher,
         seed=seed,
-        evaluation=open_evaluation(recipe, stage, policy),
+        evaluation=open_evaluation(recipe, stage, policy, panel),
         reference=reference,
         tutor=open_tutor(stage, model, policy, draw.source if isinstance(draw, Playing) else None),
         per_reply=per_reply(stage.env),
     )
 
 
-def open_draw(recipe: Recipe, stage: Stage, policy: Policy, seed: int, watcher: Watcher) -> Draw:
+def open_draw(recipe: Recipe, stage: Stage, policy: Policy, panel: Panel | None, seed: int, watcher: Watcher) -> Draw:
     if stage.data is not None:
         return Reading(load_rollouts(stage.data, policy.words, recipe.seed, policy.context), stage.train.batch, seed)
     assert stage.env is not None
     source = open_source(stage.env.name, stage.env.options, split="train", seed=recipe.seed)
-    score = scoring(stage, stage.env, source)
+    score = scoring(stage, stage.env, source, panel)
     return Playing(stage=stage, source=source, policy=policy, score=score, seed=seed, say=watcher.say)
 
 
-def open_evaluation(recipe: Recipe, stage: Stage, policy: Policy) -> Evaluation | None:
+def open_evaluation(recipe: Recipe, stage: Stage, policy: Policy, panel: Panel | None) -> Evaluation | None:
     """Held-out play: on `eval.env`, else on the stage's environment, else on what its demonstrations come from."""
     if not stage.eval.every:
         return None
@@ -184,7 +187,7 @@ def open_evaluation(recipe: Recipe, stage: Stage, policy: Policy) -> Evaluation 
         sampling=stage.sampling,
         source=source,
         policy=policy,
-        score=scoring(stage, env, source),
+        score=scoring(stage, env, source, panel),
         seed=recipe.seed,
         per_reply=per_reply(env),
     )
@@ -200,6 +203,8 @@ def foresee(stage: Stage, seed: int) -> None:
         source = open_source(env.name, env.options, split="train", seed=seed)
         scoring(stage, env, source)
         check_rewards(stage, source)
+    if stage.judge is not None:
+        rule_of(stage.judge)
     if stage.data is not None and stage.data.path:
         read_rows(stage.data.path, stage.data.split)
 

@@ -100,6 +100,11 @@ def check(teacher: Teacher, stage: Stage, source: Source | None) -> None:
                 "the teacher reads a sibling that succeeded, but the recipe does not say what a success is. Add "
                 "success: {part: NAME, at_least: 1}."
             )
+    if "hint" in (*teacher.reads, *teacher.against) and stage.judge is None:
+        raise ConfigError(
+            f"the teacher reads a hint, but stage {stage.name!r} has no judge to give one. Add judge: {{who: …}}; it "
+            "needs an env."
+        )
     if source is None:
         return
     tasks = [source.task(number) for number in range(LOOKED_AT)]
