@@ -19,7 +19,6 @@ from tropism.envs.user import TASTES, judge
 from tropism.errors import ConfigError
 from tropism.methods.openclaw import OpenClaw
 from tropism.recipe import resolve
-from tropism.signals import judge as judging
 from tropism.signals.judge import Panel, Seen, Vote, by_function, by_model, decided, over_http, seen, vote_in
 from tropism.training.judges import local, open_judge
 from tropism.training.model import load_policy
@@ -396,7 +395,3 @@ def test_a_recipe_names_a_judge_by_a_word_or_a_section():
         resolve({"method": "openclaw", "env": "user", "judge": {"who": "x.py:f", "vots": 3}})
     with pytest.raises(ConfigError, match="has a judge, but reads data"):
         resolve({"method": "sft", "data": "rows.jsonl", "judge": "x.py:f"})
-
-
-def test_what_it_is_asked_by_default_names_every_slot():
-    assert all(f"{{{slot}}}" in judging.QUESTION for slot in ("reply", "next", "role"))
