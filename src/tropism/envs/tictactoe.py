@@ -181,7 +181,7 @@ class TicTacToe:
         return ({"feedback": said} if said else {}), f"{seen} [{square}]"
 
     def _oppose(self) -> None:
-        """A move drawn from task and board: all siblings meet one opponent, who answers a position in one way, so that what
+        """A move drawn from task and board: siblings meet one opponent, who answers a position in one way, so that what
         differs among them is their own doing. Over tasks it is the opponent that was asked for."""
         draws = random.Random(f"{self.task.seed}/{drawn(self.state)}")
         values = exact()[drawn(self.state)]
