@@ -5,6 +5,8 @@ The policy is a table: row v holds the logits of the token that follows v, and t
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -97,6 +99,7 @@ def toy_batch() -> tuple[Tensor, Batch]:
         has_teacher=episode != 3,
         value=proximal.value,
         last_value=proximal.last_value,
+        counter_logp=near(1.0).logp,
     )
 
 
@@ -121,6 +124,11 @@ def bandit(weights: Tensor, reward: Tensor, *, groups: int, size: int, generator
     with torch.no_grad():
         shares = weights[0, : len(weights)].softmax(-1)
         arms = torch.multinomial(shares, groups * size, replacement=True, generator=generator)
+    return pulled(weights, arms, reward, size=size)
+
+
+def pulled(weights: Tensor, arms: Tensor, reward: Tensor, *, size: int) -> Batch:
+    """The batch in which these arms of a bandit were drawn, `size` to a group."""
     rows = len(arms)
     zeros, numbers = torch.zeros(rows, dtype=torch.long), torch.arange(rows)
     tokens, mask = torch.stack([zeros, arms], 1), torch.tensor([[False, True]]).expand(rows, 2)
@@ -139,3 +147,26 @@ def bandit(weights: Tensor, reward: Tensor, *, groups: int, size: int, generator
         domain=zeros,
     )
     return on_policy(weights, batch)
+
+
+def expected_gradient(method: Method, weights: Tensor, reward: Tensor, *, size: int) -> Tensor:
+    """Of one update on one group: exact, over every tuple of `size` arms, weighted by its probability."""
+    total = torch.zeros_like(weights)
+    for arms in itertools.product(range(len(weights)), repeat=size):
+        drawn = torch.tensor(arms)
+        chance = weights[0, : len(weights)].detach().softmax(-1)[drawn].prod()
+        total += chance * gradient(method, weights, pulled(weights, drawn, reward, size=size))
+    return total
+
+
+def batches_until_learned(method: Method, *, updates: int = 1, most: int = 200) -> int:
+    """Batches of 4 x 8 draws until the best of three arms, at first the least likely, is chosen 95 times of 100."""
+    weights = torch.tensor([[0.5, 0.2, -0.5], [0.0] * 3, [0.0] * 3], dtype=torch.float64).requires_grad_()
+    reward, generator = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), torch.Generator().manual_seed(0)
+    for number in range(1, most + 1):
+        batch = bandit(weights, reward, groups=4, size=8, generator=generator)
+        for _ in range(updates):
+            weights = (weights - gradient(method, weights, batch)).detach().requires_grad_()
+        if weights[0].softmax(-1)[2] > 0.95:
+            return number
+    return most + 1

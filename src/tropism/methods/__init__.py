@@ -5,20 +5,34 @@ from __future__ import annotations
 import difflib
 
 from tropism.errors import ConfigError
+from tropism.methods.cispo import CISPO
+from tropism.methods.dapo import DAPO
 from tropism.methods.dr_grpo import DrGRPO
 from tropism.methods.follow_up import FollowUp
 from tropism.methods.g_opd import GOPD
 from tropism.methods.gated import Gated
 from tropism.methods.grpo import GRPO
+from tropism.methods.gspo import GSPO
+from tropism.methods.max_rl import MaxRL
 from tropism.methods.mopd import MOPD
 from tropism.methods.opd import OPD
 from tropism.methods.openclaw import OpenClaw
+from tropism.methods.reinforce import REINFORCE
+from tropism.methods.reinforce_pp import ReinforcePP
 from tropism.methods.reopold import REOPOLD
+from tropism.methods.rloo import RLOO
 from tropism.methods.sft import SFT
 
 METHODS: dict[str, type] = {
     "grpo": GRPO,
     "dr_grpo": DrGRPO,
+    "reinforce": REINFORCE,
+    "rloo": RLOO,
+    "dapo": DAPO,
+    "gspo": GSPO,
+    "cispo": CISPO,
+    "max_rl": MaxRL,
+    "reinforce_pp": ReinforcePP,
     "opd": OPD,
     "g_opd": GOPD,
     "reopold": REOPOLD,
