@@ -35,7 +35,7 @@ from tropism.training.model import load_policy
 from tropism.training.optim import AdamW
 from tropism.types import Batch, Credit
 
-RECIPES = {"grpo": world.grpo, "sft": world.sft}
+RECIPES = {"grpo": world.grpo, "ppo": world.ppo, "sft": world.sft}
 STEP = 4
 """A kill happens when this many steps are finished; the last checkpoint is then that of step 3."""
 
@@ -114,6 +114,7 @@ def before_rename() -> None:
 
 PLACES = {
     "grpo": [in_play, in_scoring, in_measure, between_updates, inside_write, before_rename],
+    "ppo": [in_measure, between_updates, inside_write],
     "sft": [in_reading, in_measure, inside_update, inside_write, before_rename],
 }
 EVERY = [(kind, place.__name__) for kind, places in PLACES.items() for place in places]
@@ -145,11 +146,18 @@ def contents(run: Path, stage: str) -> dict:
     return {
         "weights": (last / "model.safetensors").read_bytes(),
         "state": json.loads((last / "state" / "trainer.json").read_text()),
+        "critic": {name: value.tolist() for name, value in critic_of(last).items()},
         "checkpoints": sorted(checkpoint.saved_in(record.checkpoints_dir)),
         "metrics": lines,
         "rollouts": {(k, n): record.rollouts(n, k).to_pylist() for k in kinds for n in record.recorded(k)},
         "best": record.notes()["best"],
     }
+
+
+def critic_of(last: Path) -> Mapping[str, Tensor]:
+    """Weights of the value head beside a checkpoint; none where the method has none."""
+    path = last / "state" / "critic.pt"
+    return torch.load(path) if path.exists() else {}
 
 
 def same(run: Path, other: Path, stage: str) -> None:
@@ -158,7 +166,7 @@ def same(run: Path, other: Path, stage: str) -> None:
         assert found[part] == wanted[part], part
 
 
-NAME = {"grpo": "rl", "sft": "demos"}
+NAME = {"grpo": "rl", "ppo": "rl", "sft": "demos"}
 
 
 @pytest.fixture(scope="module")
@@ -199,11 +207,16 @@ def test_the_runs_that_are_compared_learn_and_evaluate_something(whole):
     for kind, run in whole.items():
         record = contents(run, NAME[kind])
         losses = {line["loss"] for line in record["metrics"] if "loss" in line}
-        assert len(losses) == 7 and record["state"]["updates"] == (14 if kind == "grpo" else 7)
+        assert len(losses) == 7 and record["state"]["updates"] == (7 if kind == "sft" else 14)
         assert [line["step"] for line in record["metrics"] if "eval/low" in line] == [0, 2, 4, 6, 7]
     weights = load_file(checkpoint.latest(Run(whole["grpo"] / "rl").checkpoints_dir) / "model.safetensors")
     start = load_file(checkpoint.latest(Run(whole["sft"] / "demos").checkpoints_dir) / "model.safetensors")
     assert any((weights[name] - start[name]).abs().max() > 1e-3 for name in weights)
+    assert {kind: bool(contents(run, NAME[kind])["critic"]) for kind, run in whole.items()} == {
+        "grpo": False,
+        "ppo": True,
+        "sft": False,
+    }
 
 
 @pytest.mark.parametrize(("kind", "place"), EVERY)

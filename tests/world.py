@@ -100,6 +100,14 @@ def grpo(folder, **changes):
     return recipe(folder, "rl", stage, changes)
 
 
+def ppo(folder, **changes):
+    """The same by PPO, a turn being one action, with a critic that learns faster than the policy."""
+    made = grpo(folder, **changes)
+    made["stages"][0]["method"] = {"ppo": {"per": "turn", "kl": 0.1}}
+    made["stages"][0]["train"]["critic_learning_rate"] = 5e-2
+    return made
+
+
 def sft(folder, **changes):
     """A recipe that learns this world's demonstrations."""
     stage = {

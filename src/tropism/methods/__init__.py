@@ -17,6 +17,7 @@ from tropism.methods.max_rl import MaxRL
 from tropism.methods.mopd import MOPD
 from tropism.methods.opd import OPD
 from tropism.methods.openclaw import OpenClaw
+from tropism.methods.ppo import PPO
 from tropism.methods.reinforce import REINFORCE
 from tropism.methods.reinforce_pp import ReinforcePP
 from tropism.methods.reopold import REOPOLD
@@ -33,6 +34,7 @@ METHODS: dict[str, type] = {
     "cispo": CISPO,
     "max_rl": MaxRL,
     "reinforce_pp": ReinforcePP,
+    "ppo": PPO,
     "opd": OPD,
     "g_opd": GOPD,
     "reopold": REOPOLD,

@@ -11,6 +11,9 @@ def checked(method: object) -> None:
     for key in ("clip_low", "clip_high", "kl"):
         if fields.get(key, 0) < 0:
             raise ConfigError(f"{name}'s {key} is {fields[key]}, but cannot be negative.")
+    for key in ("discount", "trace"):
+        if not 0 <= fields.get(key, 1) <= 1:
+            raise ConfigError(f"{name}'s {key} is {fields[key]}, but what is far away cannot count more: use 0 to 1.")
     if not 0 < fields.get("mix", 0.5) < 1:
         raise ConfigError(
             f"{name}'s mix is {fields['mix']}, where the Jensen-Shannon divergence is 0 everywhere. Use more than 0 "

@@ -100,7 +100,7 @@ def collated(rollouts: Sequence[Rollout], job: Job) -> Batch:
 
 def gradient(job: Job, batch: Batch, tokens: int, temperature: float) -> Tensor:
     """Flattened gradient of the method's objective under random credit, cut at `tokens` per micro-batch."""
-    method, module = job.stage.method, job.policy.module
+    method, moving = job.stage.method, job.optimizer.parameters
     noise = torch.randn(batch.token_reward.shape, generator=torch.Generator().manual_seed(0)).to(batch.tokens.device)
     credit = Credit(noise * batch.action_mask, noise * batch.action_mask)
     weights = method.weights(batch)
@@ -109,8 +109,9 @@ def gradient(job: Job, batch: Batch, tokens: int, temperature: float) -> Tensor:
         piece = batch[rows].narrow(width)
         result = method.loss(job.policy.forward(piece, temperature), piece, credit[rows].narrow(width))
         (result.values * weights[rows, :width]).sum().backward()
-    found = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
-    module.zero_grad(set_to_none=True)
+    found = [p.grad.flatten() for p in moving if p.grad is not None]
+    for parameter in moving:  # a critic's too: what is left here would be part of the first update
+        parameter.grad = None
     return torch.cat(found) if found else torch.zeros(1)
 
 

@@ -1,0 +1,112 @@
+"""PPO: a critic, learned beside the policy, says what a token deserves; no siblings are needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from tropism.errors import ConfigError
+from tropism.maths.advantage import gae, turn_starts, turn_sum, whiten
+from tropism.maths.divergence import k1, k3
+from tropism.maths.reduce import token_mean
+from tropism.maths.surrogate import policy_loss
+from tropism.maths.value import clipped_value_loss
+from tropism.methods.checked import checked
+from tropism.types import Batch, Credit, Needs, Output, TokenLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPO:
+    """Proximal Policy Optimization. Schulman et al. 2017, arXiv:1707.06347.
+
+    Credit      generalized advantage estimation (arXiv:1506.02438) with a value head, whitened over the batch; the
+                head's target is the advantage before whitening, plus the value
+    Loss        PPO's clipped surrogate, plus `value_weight` times the head's clipped squared error, plus `kl` times k3
+                to a frozen reference if kl_in="loss"; every token counts the same
+    Needs       value, last_value and a live value head; reference_logp if kl > 0
+    Reduces to  A2C when the batch is used once; REINFORCE when, besides, trace=1, whiten=False and the critic says 0
+    """
+
+    per: Literal["token", "turn"] = "token"
+    """What is one action: a token, or a turn. A turn's value is read and learned at its first token alone, its tokens
+    share one advantage, and discount and trace act from turn to turn."""
+    discount: float = 1.0
+    """What a reward is worth one action earlier."""
+    trace: float = 0.95
+    """GAE's lambda: 1 trusts the rewards that came, 0 the critic."""
+    bootstrap: bool = False
+    """A truncated episode goes on with the critic's value of where it was cut; else it is worth what it earned. Only
+    where the limit is no part of the task: a reply that earned its reward and rambles on would earn it twice, and with
+    discount=1 and every episode cut no value is large enough."""
+    whiten: bool = True
+    """Bring the advantages of a batch to mean 0 and standard deviation 1."""
+    clip_low: float = 0.2
+    """The ratio to the policy that made the batch may fall to 1 - clip_low before a token stops learning."""
+    clip_high: float = 0.2
+    """It may rise to 1 + clip_high."""
+    dual_clip: float | None = None
+    """Largest ratio that counts where the advantage is negative; 3 is usual."""
+    value_clip: float = 0.2
+    """How far a batch may move a value towards its target; .inf for any distance."""
+    value_weight: float = 0.1
+    """Weight of the head's loss."""
+    kl: float = 0.0
+    """Weight of the divergence to the reference model."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Take k1 from the reward of every token, so that the critic learns it too, or add k3 to the loss."""
+    truncate: float = 2.0
+    """Largest weight that corrects for a sampler whose log-probabilities are not the trainer's."""
+
+    def __post_init__(self) -> None:
+        checked(self)
+        for name in ("value_clip", "value_weight"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"PPO's {name} is {getattr(self, name)}, but then its critic would never learn.")
+
+    @property
+    def needs(self) -> Needs:
+        reference = frozenset({"reference_logp"} if self.kl > 0 else ())
+        values = frozenset({"value", "last_value"})
+        measured, live = reference | values | {"proximal_logp"}, frozenset({"value"})
+        return Needs(measured=measured, live=live, sampling=frozenset({"rollouts"}))
+
+    def decisions(self, batch: Batch) -> Tensor:
+        """[N, T] bool: the tokens in whose states the critic is asked."""
+        return batch.action_mask if self.per == "token" else turn_starts(batch.turn)
+
+    def credit(self, batch: Batch) -> Credit:
+        reward, states = batch.token_reward, self.decisions(batch)
+        if self.kl > 0 and self.kl_in == "reward":
+            reward = reward - self.kl * k1(batch.proximal_logp, batch.reference_logp)
+        if self.per == "turn":
+            reward = turn_sum(reward, batch.turn)
+        facts = (reward, batch.value, states, batch.episode, batch.turn, batch.last_value)
+        advantage, target = gae(*facts, batch.truncated & self.bootstrap, discount=self.discount, trace=self.trace)
+        if self.per == "turn":
+            advantage = turn_sum(advantage, batch.turn)
+        return Credit(whiten(advantage, batch.action_mask) if self.whiten else advantage, target)
+
+    def weights(self, batch: Batch) -> Tensor:
+        return token_mean(batch.action_mask)
+
+    def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
+        loss, metrics = policy_loss(
+            out.logp,
+            batch.proximal_logp,
+            batch.behavior_logp,
+            credit.advantage,
+            low=self.clip_low,
+            high=self.clip_high,
+            dual=self.dual_clip,
+            limit=self.truncate,
+        )
+        error, clipped = clipped_value_loss(out.value, batch.value, credit.target, clip=self.value_clip)
+        states = self.decisions(batch)
+        loss = loss + self.value_weight * error * states
+        metrics |= {"value/loss": error.detach() * states, "value/clip_ratio": (clipped & states).to(loss.dtype)}
+        if self.kl > 0 and self.kl_in == "loss":
+            divergence = k3(out.logp, batch.reference_logp)
+            loss, metrics["kl"] = loss + self.kl * divergence, divergence.detach()
+        return TokenLoss(loss, metrics)
