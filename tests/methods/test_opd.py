@@ -211,6 +211,9 @@ def test_the_direct_loss_reports_the_divergence(kind):
     method, divergence = KINDS[kind]
     reported = method.loss(out, batch, method.credit(batch)).metrics["divergence"]
     close(reported, divergence(P.log(), Q.log()).expand(3, 1))
+    weights, batch = toy_batch()
+    loss = method.loss(forward(weights, batch), batch, method.credit(batch))
+    assert loss.values.requires_grad and not loss.metrics["divergence"].requires_grad
 
 
 def test_clipping_and_truncation_are_those_of_ppo():
@@ -221,6 +224,9 @@ def test_clipping_and_truncation_are_those_of_ppo():
     close(loss.values.detach(), torch.tensor([[-1.2 * 2.0]]))
     wide = OPD(clip_high=9.0, truncate=9.0).loss(out, batch, OPD().credit(batch))
     close(wide.values.detach(), -torch.tensor([[0.5]]).exp() * torch.tensor([[1.0]]).exp())
+    out, below = replies([[-1.0]], [[-1.5]], behavior=[[-0.5]])
+    below = below.replace(proximal_logp=below.proximal_logp + 0.5)  # ratio e^-0.5 with A = -1 is clipped at 0.8
+    close(OPD().loss(out, below, OPD().credit(below)).values.detach(), torch.tensor([[0.8]]))
 
 
 # -------------------------------------------------------------------------------------------------------------- learns

@@ -163,6 +163,12 @@ def test_the_second_phase_begins_after_its_share_of_the_run(step, phase):
     assert method.credit(batch).advantage.equal(replace(method, **other).credit(batch).advantage)
 
 
+def test_unless_told_otherwise_half_of_the_run_selects_by_reward_and_then_a_fifth_by_entropy():
+    _, batch = example([*[-1.0] * 10, -2.5], [0.1 * n for n in range(11)], step=4, steps=10)
+    assert (REOPOLD().weights(batch) > 0).tolist() == [[True] * 10 + [False]]
+    assert (REOPOLD().weights(batch.replace(step=5)) > 0).tolist() == [[False] * 8 + [True] * 3]
+
+
 def test_the_expected_gradient_by_hand():
     """Student (.5, .3, .2), teacher (.001, .799, .2): unbounded, bounded, and with the hopeless token dropped."""
     teacher = torch.tensor([0.001, 0.799, 0.2])
