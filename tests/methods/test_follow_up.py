@@ -150,6 +150,25 @@ def test_on_data_the_first_tokens_do_not_count_and_the_last_one_does(skip, count
     close(FollowUp(skip=skip).weights(reply()[1]), torch.full((1, 3), 1 / 3))
 
 
+def test_two_tokens_are_skipped_unless_it_is_said_otherwise():
+    _, batch = reply(online=False)
+    close(FollowUp().weights(batch), torch.tensor([[0.0, 0.0, 1.0]]))
+
+
+def test_the_weight_for_another_sampler_is_cut_at_2():
+    """Proximal / behavior is 1.5, 1 and 4; credit (1/6, -8/15, 11/30)."""
+    out, batch = reply()
+    batch = batch.replace(behavior_logp=batch.proximal_logp - torch.tensor([[1.5, 1.0, 4.0]]).log())
+    loss = FollowUp().loss(out, batch, FollowUp().credit(batch)).values.detach()
+    close(loss, torch.tensor([[-1.5 / 6, 8 / 15, -22 / 30]]))
+
+
+def test_a_row_without_a_token_has_no_mean_and_does_no_harm():
+    _, batch = reply()
+    empty = batch.replace(action_mask=torch.zeros_like(batch.action_mask))
+    assert (FollowUp().credit(empty).advantage == 0).all() and (FollowUp().weights(empty) == 0).all()
+
+
 def test_a_reply_that_nobody_answered_counts_nothing_and_all_others_the_same():
     _, batch = toy_batch()
     found = FollowUp().weights(batch)

@@ -178,6 +178,29 @@ def test_the_gradient_on_the_likeliest_tokens_by_hand():
     close(slope, torch.tensor([0.461682, -0.379373, -0.054873, -0.027437]), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("teacher", [Teacher(who="frozen", reads=("hint",)), TOP])
+def test_half_the_weight_of_the_hint_is_half_its_gradient(teacher):
+    weights, batch = toy_batch()
+    fresh = on_policy(weights, batch)
+    fresh = fresh.replace(proximal_topk_logp=forward(weights, fresh).topk_logp.detach())
+    whole, half = (OpenClaw(w_rl=0.0, w_hint=w, teacher=teacher) for w in (1.0, 0.5))
+    close(2 * gradient(half, weights, fresh), gradient(whole, weights, fresh))
+
+
+def test_the_weight_for_another_sampler_is_cut_at_2():
+    """Proximal / behavior is 1.5 and 4."""
+    batch = turns([[math.log(0.3)], [math.log(0.4)]], reward=[1.0, 1.0])
+    batch = batch.replace(behavior_logp=torch.tensor([[0.2], [0.1]]).log())
+    out = Output(logp=batch.proximal_logp, entropy=batch.token_reward)
+    close(OpenClaw().loss(out, batch, OpenClaw().credit(batch)).values, torch.tensor([[-1.5], [-2.0]]))
+
+
+def test_what_others_said_deserves_nothing():
+    _, batch = toy_batch()
+    noisy = batch.replace(teacher_logp=batch.teacher_logp + 5.0)
+    assert (OpenClaw().credit(noisy).advantage[~batch.action_mask] == 0).all()
+
+
 def test_what_a_token_can_deserve_is_bounded():
     generator = torch.Generator().manual_seed(0)
     old, teacher, new = (torch.randn(200, 6, generator=generator).mul(3).log_softmax(-1) for _ in range(3))
@@ -285,7 +308,8 @@ def test_likeliest_tokens_are_measured_only_where_they_are_compared():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"w_rl": -1.0}, "w_rl is -1.0"),
+        ({"w_rl": -0.5}, "w_rl is -0.5"),
+        ({"w_hint": -0.5}, "w_hint -0.5"),
         ({"w_rl": 0.0, "w_hint": 0.0}, "if both are 0 nothing is learned"),
         ({"gap": 0.0}, "gap is 0.0"),
         ({"clip_low": -1.0}, "clip_low is -1.0"),
