@@ -89,7 +89,7 @@ class Train:
     """Tokens of one forward pass, padding included. Splits the sum only; bounds memory."""
     learning_rate: float = 1e-4
     critic_learning_rate: float | None = None
-    """Of a value head, on the same schedule; None: learning_rate. At a pretrained model's 1e-6 it would learn nothing."""
+    """Of a value head, on the same schedule; None: learning_rate. At a pretrained model's 1e-6 it would not learn."""
     warmup: int = 0
     """Optimizer steps of linear warm-up from 0."""
     decay: Literal["none", "linear", "cosine"] = "none"

@@ -90,7 +90,8 @@ class Policy:
         critic = self.critic if module is None else None
         said: dict[str, Tensor] = {}
         with self.precision():
-            for some, logits, hidden in self.logits(module or self.module, batch, positions, critic is not None):
+            for some, logits, last in self.logits(module or self.module, batch, positions, critic is not None):
+                hidden = last
                 for name, values in spoken(logits, temperature, batch, some, top_k).items():
                     said[name] = said[name] + values if name in said else values
         if critic is not None:
