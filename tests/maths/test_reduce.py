@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tropism.maths.reduce import (
+    certainty,
     constant_mean,
     first_row,
     highest,
@@ -89,6 +90,16 @@ def test_one_row_of_each_episode_is_marked():
 def test_episodes_that_spoke_are_counted_and_never_zero():
     assert speaking(torch.tensor([0, 3, 1, 1]), torch.tensor([0, 1, 1, 2])) == 2
     assert speaking(torch.tensor([0, 0]), torch.tensor([0, 1])) == 1
+
+
+def test_certainty_weighs_low_entropy_more_and_has_mean_one():
+    """exp(-1 / 2) / ((1 + exp(-1 / 2)) / 2) for 1 nat against 0 at caution 1 / 2."""
+    entropy, mask = torch.tensor([[0.0, 1.0, 7.0]]), torch.tensor([[True, True, False]])
+    low = torch.tensor(-0.5).exp()
+    expected = torch.stack([2 / (1 + low), 2 * low / (1 + low), torch.tensor(0.0)])
+    torch.testing.assert_close(certainty(entropy, mask, caution=0.5)[0], expected)
+    torch.testing.assert_close(certainty(entropy + 900, mask, caution=0.5)[0], expected)
+    assert (certainty(entropy, mask & False, caution=0.5) == 0).all()
 
 
 def test_the_highest_share_is_one_of_the_masked_tokens_and_ties_are_kept():

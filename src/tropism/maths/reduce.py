@@ -32,6 +32,21 @@ def constant_mean(mask: Tensor, episode: Tensor, *, longest: int) -> Tensor:
     return mask / longest / speaking(mask.sum(1), episode)
 
 
+def certainty(entropy: Tensor, mask: Tensor, *, caution: float) -> Tensor:
+    """Weights with mean 1 over the mask, larger where entropy is lower. SRPO, Li et al. 2026, arXiv:2604.02288.
+
+        w_t = exp(-caution H_t) / mean_s exp(-caution H_s)
+
+    A constant added to all entropies changes nothing; as caution grows, all weight goes to the lowest entropy.
+
+    [N, T] nats, [N, T] bool -> [N, T], 0 off the mask; an empty mask gives zeros.
+    """
+    same_shape("certainty", entropy=entropy, mask=mask)
+    found = torch.zeros_like(entropy)
+    found[mask] = (-caution * entropy[mask]).softmax(0) * mask.sum()
+    return found
+
+
 def highest(values: Tensor, mask: Tensor, *, share: float) -> Tensor:
     """The masked tokens whose values are the largest, by the quantile 1 - share over the mask; ties are all kept.
 

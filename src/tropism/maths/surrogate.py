@@ -138,3 +138,13 @@ def masked_weight(proximal_logp: Tensor, behavior_logp: Tensor, *, low: float, h
     same_shape("masked_weight", proximal_logp=proximal_logp, behavior_logp=behavior_logp)
     ratio = (proximal_logp - behavior_logp).detach().exp()
     return torch.where((ratio >= low) & (ratio <= high), ratio, 0.0)
+
+
+def importance_weight(logp: Tensor, proximal_logp: Tensor, behavior_logp: Tensor, *, limit: float) -> Tensor:
+    """min(pi / proximal, limit) min(proximal / behavior, limit): for a loss without a ratio of its own. [N, T]
+
+    No gradient. The first corrects for a policy that has moved since the batch was made, the second for a sampler that
+    is not the trainer; both are exactly 1 in the first optimizer step of a batch that the trainer sampled itself.
+    """
+    stale = truncated_weight(logp, proximal_logp, limit=limit)
+    return stale * truncated_weight(proximal_logp, behavior_logp, limit=limit)

@@ -21,8 +21,14 @@ from tropism.methods.ppo import PPO
 from tropism.methods.reinforce import REINFORCE
 from tropism.methods.reinforce_pp import ReinforcePP
 from tropism.methods.reopold import REOPOLD
+from tropism.methods.rlcsd import RLCSD
 from tropism.methods.rloo import RLOO
+from tropism.methods.rlsd import RLSD
+from tropism.methods.sdft import SDFT
+from tropism.methods.sdpg import SDPG
+from tropism.methods.sdpo import SDPO
 from tropism.methods.sft import SFT
+from tropism.methods.srpo import SRPO
 
 METHODS: dict[str, type] = {
     "grpo": GRPO,
@@ -35,6 +41,12 @@ METHODS: dict[str, type] = {
     "max_rl": MaxRL,
     "reinforce_pp": ReinforcePP,
     "ppo": PPO,
+    "sdpo": SDPO,
+    "sdft": SDFT,
+    "rlsd": RLSD,
+    "rlcsd": RLCSD,
+    "srpo": SRPO,
+    "sdpg": SDPG,
     "opd": OPD,
     "g_opd": GOPD,
     "reopold": REOPOLD,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from tropism.errors import ConfigError
+from tropism.types import Method
 
 
-def checked(method: object) -> None:
+def checked(method: Method) -> None:
     """Raise for a value with which nothing, or the wrong thing, would be learned."""
     name, fields = type(method).__name__, vars(method)
-    for key in ("clip_low", "clip_high", "kl"):
+    for key in ("clip_low", "clip_high", "kl", "clip_weight", "decay", "caution", "distill"):
         if fields.get(key, 0) < 0:
             raise ConfigError(f"{name}'s {key} is {fields[key]}, but cannot be negative.")
     for key in ("discount", "trace"):
@@ -32,3 +33,7 @@ def checked(method: object) -> None:
         )
     if fields.get("longest", 1) < 1:
         raise ConfigError(f"{name}'s longest is {fields['longest']}, but it divides. Set it to sampling.max_tokens.")
+    if "teacher_topk_logp" in method.needs.measured and not fields["teacher"].top_k:
+        raise ConfigError(
+            f"{name}'s teacher.top_k is 0, but its divergence is a sum over likely tokens. Use 20, say, or all."
+        )
