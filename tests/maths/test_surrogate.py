@@ -215,6 +215,15 @@ def test_the_surrogates_refuse_to_broadcast():
             attempt()
 
 
+def test_the_importance_weight_bounds_each_of_its_two_ratios():
+    """pi / proximal is 1.5 and 3, proximal / behavior 4 and 0.5: min(1.5, 2) min(4, 2) = 3, min(3, 2) 0.5 = 1."""
+    proximal = torch.zeros(1, 2)
+    logp, behavior = torch.tensor([[1.5, 3.0]]).log().requires_grad_(), -torch.tensor([[4.0, 0.5]]).log()
+    found = importance_weight(logp, proximal, behavior, limit=2.0)
+    close(found, torch.tensor([[3.0, 1.0]]))
+    assert not found.requires_grad
+
+
 def test_a_masked_weight_drops_what_is_outside_its_bounds_and_keeps_the_bounds():
     sampler = torch.tensor([[1.0, 0.5, 2.0, 0.49, 2.01, 3.0]]).log()
     weight = masked_weight(torch.zeros(1, 6, requires_grad=True), -sampler, low=0.5, high=2.0)
@@ -224,12 +233,3 @@ def test_a_masked_weight_drops_what_is_outside_its_bounds_and_keeps_the_bounds()
     assert far.item() == 0  # and not 0 times infinity
     with pytest.raises(ValueError, match="masked_weight"):
         masked_weight(torch.zeros(4, 4), torch.zeros(4), low=0.5, high=2.0)
-
-
-def test_the_importance_weight_bounds_each_of_its_two_ratios():
-    """pi / proximal is 1.5 and 3, proximal / behavior 4 and 0.5: min(1.5, 2) min(4, 2) = 3, min(3, 2) 0.5 = 1."""
-    proximal = torch.zeros(1, 2)
-    logp, behavior = torch.tensor([[1.5, 3.0]]).log().requires_grad_(), -torch.tensor([[4.0, 0.5]]).log()
-    found = importance_weight(logp, proximal, behavior, limit=2.0)
-    close(found, torch.tensor([[3.0, 1.0]]))
-    assert not found.requires_grad

@@ -47,13 +47,13 @@ METHODS: dict[str, type] = {
     "rlcsd": RLCSD,
     "srpo": SRPO,
     "sdpg": SDPG,
+    "openclaw": OpenClaw,
+    "follow_up": FollowUp,
     "opd": OPD,
     "g_opd": GOPD,
     "reopold": REOPOLD,
     "mopd": MOPD,
     "gated": Gated,
-    "openclaw": OpenClaw,
-    "follow_up": FollowUp,
     "sft": SFT,
 }
 
