@@ -160,3 +160,11 @@ def test_no_row_of_the_page_is_about_a_key_that_is_not_there():
     assert set(rows) == keys
     shown = {cls for _, cls, _ in sections()} - set(METHODS.values())
     assert shown | {config.Named} == {cls for cls in vars(config).values() if dataclasses.is_dataclass(cls)}
+
+
+def test_every_method_stands_on_its_page_with_its_paper():
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", (ROOT / "docs" / "methods.md").read_text("utf-8"), re.MULTILINE)
+    papers = {name: re.search(r"arXiv:[\d.]+\d", method.__doc__) for name, method in METHODS.items()}
+    for name, paper in rows:
+        assert (paper == papers[name][0]) if papers[name] else not paper.startswith("arXiv"), name
+    assert {name for name, _ in rows} | {"sft"} == set(METHODS)

@@ -1,10 +1,16 @@
 import dataclasses
+import inspect
+import sys
+from pathlib import Path
 
 import pytest
 
 from tropism.errors import ConfigError
 from tropism.methods import METHODS, find
 from tropism.methods.grpo import GRPO
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+from lines import added
 
 
 def test_a_method_is_found_by_name():
@@ -35,3 +41,13 @@ def test_every_method_is_a_frozen_dataclass_with_a_complete_card(method):
         "Needs",
         "Reduces to",
     ]
+
+
+LONGER = {"ppo": 60, "openclaw": 60, "gated": 60}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_grpo_and_at_most_forty_lines_of_code(name):
+    """Three may have sixty: a critic, two versions of a paper, a calibrated gate."""
+    source, base = (inspect.getsource(sys.modules[find(method).__module__]) for method in (name, "grpo"))
+    assert added(source, base) <= LONGER.get(name, 40)
