@@ -96,3 +96,15 @@ def teacher_of(method: object) -> Teacher | None:
     """The teacher in a method's settings, if it has one."""
     found = getattr(method, "teacher", None)
     return found if isinstance(found, Teacher) else None
+
+
+def apart(method: object) -> bool:
+    """Every turn is a row: the method's teacher reads something else at each of them."""
+    teacher = teacher_of(method)
+    return teacher is not None and teacher.per_turn
+
+
+def likeliest(method: object) -> int:
+    """How many of its likeliest tokens the sampler should return, since the method will compare a teacher on them."""
+    teacher = teacher_of(method)
+    return teacher.top_k if teacher and teacher.top_k != "all" and teacher.support != "teacher" else 0

@@ -24,8 +24,8 @@ from tropism.signals.judge import Panel, by_function
 from tropism.signals.teacher import Tutor
 from tropism.teacher import Teacher
 from tropism.training.collate import collate
-from tropism.training.learn import openings
 from tropism.training.run import run
+from tropism.training.teachers import openings
 from tropism.types import Output, Rollout, SamplingParams, Turn
 
 HYBRID = {"openclaw": {"gap": 1.0, "teacher": {"top_k": 4, "select": "sequence"}}}

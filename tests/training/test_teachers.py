@@ -22,9 +22,8 @@ from tropism.record import Run
 from tropism.signals.frozen import measure
 from tropism.teacher import Teacher
 from tropism.training.collate import collate
-from tropism.training.learn import openings
 from tropism.training.model import load_policy
-from tropism.training.teachers import check, load_other, open_tutor
+from tropism.training.teachers import check, load_other, open_tutor, openings
 from tropism.types import Ask, Needs, SamplingParams
 
 SETTINGS = Model(**world.MODEL)

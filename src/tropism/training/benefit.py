@@ -14,9 +14,9 @@ from tropism.rollout.play import play
 from tropism.signals.contexts import Opening, available, chosen, contexts_of, opposite
 from tropism.teacher import teacher_of
 from tropism.training.checkpoint import State
-from tropism.training.learn import Job, Playing, openings
+from tropism.training.learn import Job, Playing
 from tropism.training.scoring import parts_of
-from tropism.training.teachers import SELF
+from tropism.training.teachers import SELF, openings
 from tropism.types import Env, SamplingParams, Task, Turn, seed_of
 
 TASKS = 48

@@ -13,12 +13,14 @@ from tropism.config import Stage
 from tropism.errors import CheckFailed
 from tropism.rewards import find_scorer
 from tropism.signals.frozen import measure
+from tropism.teacher import apart
 from tropism.training import benefit
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
-from tropism.training.learn import Job, Playing, apart, openings
+from tropism.training.learn import Job, Playing
 from tropism.training.numbers import failed
 from tropism.training.scoring import judged, parts_of
+from tropism.training.teachers import openings
 from tropism.training.update import inseparable, micro_batch_rows
 from tropism.types import Batch, Credit, Rollout, Source
 from tropism.watch import doctor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -13,19 +13,19 @@ from tropism.config import Stage
 from tropism.errors import ConfigError, GuardStopped
 from tropism.record import Run, Watcher
 from tropism.rollout.play import play
-from tropism.signals.contexts import Opening
 from tropism.signals.frozen import Forward, measure
 from tropism.signals.teacher import Tutor
-from tropism.teacher import teacher_of
+from tropism.teacher import apart, likeliest
 from tropism.training import checkpoint
 from tropism.training.checkpoint import State
-from tropism.training.collate import collate, rows_of
+from tropism.training.collate import collate
 from tropism.training.evaluate import Evaluation
 from tropism.training.model import Policy
 from tropism.training.numbers import rollout_numbers
 from tropism.training.optim import AdamW, scheduled
 from tropism.training.ranks import Ranks
 from tropism.training.rows import record_rows
+from tropism.training.teachers import heard, openings
 from tropism.training.update import update
 from tropism.types import LEFT_OUT, Failure, Rollout, SamplingParams, Source, seed_of
 from tropism.watch import guard
@@ -105,7 +105,7 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         if job.tutor is not None:
             batch, taught = job.tutor.measure(batch, openings(rollouts, apart=apart(method)))
             numbers |= taught
-            heard(job, state, taught)
+            heard(state, taught, train.patience, job.watcher.say)
         whole, mine = job.ranks.gather(batch)
         credit = method.credit(whole)[mine].narrow(batch.tokens.shape[1])
     with timed(times, "update"):
@@ -139,36 +139,6 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
                 state.step, record_rows(rollouts, batch, credit.advantage, weights, apart=apart(method))
             )
     return numbers | metrics | credit.metrics | {"num_tokens": float(state.tokens)}, rollouts
-
-
-def apart(method: Any) -> bool:
-    """Every turn is a row: the method's teacher reads something else at each of them."""
-    teacher = teacher_of(method)
-    return teacher is not None and teacher.per_turn
-
-
-def heard(job: Job, state: State, taught: Mapping[str, float]) -> None:
-    """Say so when a teacher has been silent for `patience` steps: the run is then another method than its name says."""
-    state.untaught = 0 if taught["teacher/share"] else state.untaught + 1
-    if state.untaught and state.untaught % job.stage.train.patience == 0:
-        why = "its numbers are not finite" if taught["teacher/not_finite"] else "there was nothing for it to read"
-        job.watcher.say(f"step {state.step + 1}: the teacher has been silent for {state.untaught} steps; {why}")
-
-
-def likeliest(method: Any) -> int:
-    """How many of its likeliest tokens the sampler should return, since the method will compare a teacher on them."""
-    teacher = teacher_of(method)
-    return teacher.top_k if teacher and teacher.top_k != "all" and teacher.support != "teacher" else 0
-
-
-def openings(rollouts: Sequence[Rollout], *, apart: bool) -> list[Opening]:
-    """Where each row of `collate` begins, for a teacher."""
-    groups: dict[tuple[int, int], list[Rollout]] = {}
-    for rollout in rollouts:
-        if rollout.failure is None:
-            groups.setdefault((rollout.group, rollout.task.seat), []).append(rollout)
-    found = ((row, rollouts[row.episode]) for row in rows_of(rollouts, apart=apart))
-    return [Opening(of, row.spans[0][1], groups[of.group, of.task.seat]) for row, of in found]
 
 
 def drawn(job: Job, state: State) -> list[Rollout]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tropism.config import Model, Stage
 from tropism.errors import ConfigError
-from tropism.signals.contexts import PLAYED
+from tropism.signals.contexts import PLAYED, Opening
 from tropism.signals.frozen import Forward
 from tropism.signals.teacher import Tutor
 from tropism.teacher import Teacher, teacher_of
+from tropism.training.checkpoint import State
+from tropism.training.collate import rows_of
 from tropism.training.model import PRESETS, Policy, load_policy
-from tropism.types import Source
+from tropism.types import Rollout, Source
 
 SELF = ("live", "frozen", "ema", "synced")
 LOOKED_AT = 256
@@ -121,3 +123,21 @@ def check(teacher: Teacher, stage: Stage, source: Source | None) -> None:
                     f"a task has the domain {domain!r}, but teacher.who knows {', '.join(teacher.who)}. Name a teacher "
                     "for every domain."
                 )
+
+
+def openings(rollouts: Sequence[Rollout], *, apart: bool) -> list[Opening]:
+    """Where each row of `collate` begins, for a teacher."""
+    groups: dict[tuple[int, int], list[Rollout]] = {}
+    for rollout in rollouts:
+        if rollout.failure is None:
+            groups.setdefault((rollout.group, rollout.task.seat), []).append(rollout)
+    found = ((row, rollouts[row.episode]) for row in rows_of(rollouts, apart=apart))
+    return [Opening(of, row.spans[0][1], groups[of.group, of.task.seat]) for row, of in found]
+
+
+def heard(state: State, taught: Mapping[str, float], patience: int, say: Callable[[str], None]) -> None:
+    """Say so when a teacher has been silent for `patience` steps: the run is then another method than its name says."""
+    state.untaught = 0 if taught["teacher/share"] else state.untaught + 1
+    if state.untaught and state.untaught % patience == 0:
+        why = "its numbers are not finite" if taught["teacher/not_finite"] else "there was nothing for it to read"
+        say(f"step {state.step + 1}: the teacher has been silent for {state.untaught} steps; {why}")
