@@ -205,7 +205,7 @@ def skill(before: Tensor, after: Tensor, *, least: int = 16, errors: float = 1.6
     """Share of the baseline's squared error that the evidence explains, and how much of it is beyond doubt.
 
         S = 1 - sum_g after_g / sum_g before_g
-        trust = clip(S - errors se, 0, 1)        se = sqrt(sum_g (before_g - after_g - S before_g)^2) / sum_g before_g
+        trust = max(S - errors se, 0)        se = sqrt(sum_g (before_g - after_g - S before_g)^2) / sum_g before_g
 
     1.645 standard errors: a teacher without skill is trusted once in twenty times. Errors must be those of a fit that
     had not seen them. Ranking answers rightly is not enough for trust, as it would be by an AUC: noise of any size that
@@ -223,7 +223,7 @@ def skill(before: Tensor, after: Tensor, *, least: int = 16, errors: float = 1.6
     whole = before.sum()
     found = 1 - after.sum() / whole
     doubt = (before - after - found * before).square().sum().sqrt() / whole
-    return found, (found - errors * doubt).clamp(0, 1) * (len(before) >= least)
+    return found, (found - errors * doubt).clamp(min=0) * (len(before) >= least)
 
 
 def observations(step: int, seen: Reading) -> Tensor:
@@ -254,7 +254,7 @@ def errors(step: int, seen: Reading, group: Tensor) -> Tensor:
 def ordered(rows: Tensor) -> Tensor:
     """[K, C] on the CPU, sorted by the first column, then the second, …"""
     rows = rows.cpu()
-    return rows[rows.unique(dim=0, return_inverse=True)[1].argsort()] if len(rows) else rows
+    return rows[rows.unique(dim=0, return_inverse=True)[1].argsort()]
 
 
 def batches(rows: Tensor, count: int) -> Tensor:
@@ -301,5 +301,7 @@ def watched(past: Mapping[str, Tensor], seen: Reading, group: Tensor) -> dict[st
     won, nothing = seen.outcome[:, None] > 0, seen.outcome.new_zeros(1)
     found = {name: past.get(name, nothing) for name in ("trust", "skill")} | {"slope": past.get("fit", nothing)[:1]}
     found |= {"value/success": seen.value[end & won], "value/failure": seen.value[end & ~won]}
-    found |= {"evidence": words.std(correction=0)[None][: len(words)], "groups": seen.told[first_row(group)].double()}
+    found["groups"] = seen.told[first_row(group)].double()
+    if len(words):
+        found["evidence"] = words.std(correction=0)
     return {f"gate/{name}": float(values.mean()) for name, values in found.items() if values.numel()}
