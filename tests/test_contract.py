@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from toy import V, forward, table, toy_batch
-from tropism.maths.advantage import gae
 from tropism.maths.divergence import reverse_kl
 from tropism.maths.reduce import first_row, sequence_mean, spread, sum_by, token_mean
+from tropism.maths.returns import gae
 from tropism.maths.surrogate import clipped_surrogate, sequence_log_ratio, token_log_ratio
 from tropism.methods import METHODS
 from tropism.methods.grpo import GRPO

@@ -8,8 +8,8 @@ import torch
 from taught import P, Q, descend, expected_gradient, replies, slopes, state
 from toy import V, bandit, forward, gradient, on_policy, toy_batch
 from tropism.errors import ConfigError
-from tropism.maths.advantage import rewards_to_go
 from tropism.maths.divergence import forward_kl, jensen_shannon, k1, k2, k3, reverse_kl
+from tropism.maths.returns import rewards_to_go
 from tropism.methods.opd import OPD
 from tropism.teacher import Teacher
 

@@ -6,8 +6,8 @@ import torch
 
 from toy import V, bandit, forward, gradient, on_policy, toy_batch
 from tropism.errors import ConfigError
-from tropism.maths.advantage import gae, rewards_to_go, turn_starts, turn_sum
 from tropism.maths.reduce import token_mean
+from tropism.maths.returns import gae, rewards_to_go, turn_starts, turn_sum
 from tropism.maths.value import clipped_value_loss
 from tropism.methods.ppo import PPO
 from tropism.types import Batch, Credit, Output

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tropism.maths.advantage import chains
 from tropism.maths.check import same_shape
 from tropism.maths.reduce import first_row, sum_by
+from tropism.maths.returns import chains
 
 QUARTERS = 4
 """An answer's quarters have an intercept each."""

@@ -8,9 +8,9 @@ from typing import Literal
 from torch import Tensor
 
 from tropism.errors import ConfigError
-from tropism.maths.advantage import gae, turn_starts, turn_sum, whiten
 from tropism.maths.divergence import k1, k3
 from tropism.maths.reduce import token_mean
+from tropism.maths.returns import gae, turn_starts, turn_sum, whiten
 from tropism.maths.surrogate import policy_loss
 from tropism.maths.value import clipped_value_loss
 from tropism.methods.checked import checked

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tropism.maths.advantage import group_relative, rewards_to_go, whiten
+from tropism.maths.advantage import group_relative
 from tropism.maths.divergence import k1, k2
 from tropism.maths.reduce import spread, token_mean
+from tropism.maths.returns import rewards_to_go, whiten
 from tropism.maths.surrogate import policy_loss
 from tropism.methods.checked import checked
 from tropism.types import Batch, Credit, Needs, Output, TokenLoss
