@@ -78,10 +78,10 @@ def test_every_recipe_of_the_repository_resolves(path):
     ("words", "message"),
     [
         (["train", "grpo", "env=tictactoe", "sampling.group_sise=3"], "Did you mean sampling.group_size?"),
-        (["train", "grop"], "Did you mean grpo?"),
+        (["train", "grop"], "Did you mean grpo"),
         (["train", "grpo", "env=tictactoe", "sampling.group_size=1"], "nothing would be learned"),
         (["train", "grpo", "env=tictactoe", "--resume", "--fresh"], "Give one of them"),
-        (["diff", "grop"], "there is no method 'grop'. Did you mean grpo?"),
+        (["diff", "grop"], "there is no method 'grop'. Did you mean grpo"),
         (["doctor", "grpo", "num_generations=2"], "Here it is sampling.group_size."),
         (["view", "nowhere"], "nowhere holds no run"),
         (["play", "tiny", "--env", "reasoning"], "no opponent whose place a person could take"),
