@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from toy import bandit, forward, gradient, on_policy, toy_batch
+from tropism.config import Sampling
 from tropism.errors import ConfigError
 from tropism.maths.advantage import leave_one_out
 from tropism.methods.dr_grpo import DrGRPO
@@ -72,3 +73,10 @@ def test_a_batch_that_the_policy_itself_made_has_no_clipping():
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         DrGRPO(**settings)
+
+
+def test_the_defaults():
+    """PPO's clip, the longest reply that sampling allows by default, importance weights of at most 2."""
+    method = DrGRPO()
+    assert (method.clip_low, method.clip_high, method.longest, method.truncate) == (0.2, 0.2, 256, 2.0)
+    assert method.longest == Sampling().max_tokens
