@@ -148,6 +148,10 @@ def test_whitened_numbers_have_mean_zero_and_standard_deviation_one_over_the_mas
     close(found, torch.tensor([[-3.0, 0, -1], [1, 3, 0]]) / math.sqrt(20 / 3))
     close(whiten(100 * values + 7, mask), found)
     close(whiten(values, mask, eps=math.sqrt(20 / 3)), found / 2)
+    pair = torch.tensor([0.0, 1.0])
+    close(whiten(pair, pair >= 0), torch.tensor([-1.0, 1.0]) / math.sqrt(2))
+    tiny = math.sqrt(2) * 1e-8 * pair.double()  # its standard deviation is the 1e-8 that is added
+    close(whiten(tiny, pair >= 0), torch.tensor([-1.0, 1.0]).double() / math.sqrt(8), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -8,6 +8,7 @@ from tropism.maths.surrogate import (
     clipped_surrogate,
     importance_weight,
     masked_weight,
+    policy_loss,
     sequence_log_ratio,
     token_log_ratio,
     truncated_weight,
@@ -229,7 +230,29 @@ def test_a_masked_weight_drops_what_is_outside_its_bounds_and_keeps_the_bounds()
     weight = masked_weight(torch.zeros(1, 6, requires_grad=True), -sampler, low=0.5, high=2.0)
     close(weight, torch.tensor([[1.0, 0.5, 2.0, 0.0, 0.0, 0.0]]))
     assert not weight.requires_grad and truncated_weight(torch.zeros(1, 6), -sampler, limit=2.0)[0, 5] == 2
+    close(masked_weight(torch.full((1, 6), 0.3), 0.3 - sampler, low=0.5, high=2.0), weight)
     far = masked_weight(torch.zeros(1, 1), torch.full((1, 1), -1e4), low=0.5, high=2.0)
     assert far.item() == 0  # and not 0 times infinity
     with pytest.raises(ValueError, match="masked_weight"):
         masked_weight(torch.zeros(4, 4), torch.zeros(4), low=0.5, high=2.0)
+
+
+def test_the_policy_loss_is_the_clipped_surrogate_times_the_weight_of_the_sampler():
+    """Ratios 1.5 and 0.5 to the proximal policy, itself 1.5 and 4 times the sampler; the second weight is cut to 2."""
+    proximal = torch.tensor([[math.log(0.3), math.log(0.4)]])
+    behavior = torch.tensor([[math.log(0.2), math.log(0.1)]])
+    logp = (proximal + torch.tensor([[math.log(1.5), math.log(0.5)]])).requires_grad_()
+    advantage = torch.tensor([[-2.0, 2.0]])
+    loss, metrics = policy_loss(logp, proximal, behavior, advantage, low=0.2, high=0.2)
+    close(loss.detach(), torch.tensor([[3.0 * 1.5, -1.0 * 2]]))
+    close(metrics["ratio"], torch.tensor([[1.5, 0.5]]))
+    close(metrics["sampling/importance_sampling_ratio/mean"], torch.tensor([[1.5, 2.0]]))
+    close(metrics["clip_ratio/region_mean"], torch.tensor([[0.0, 0.0]]))
+    assert loss.requires_grad and not any(value.requires_grad for value in metrics.values())
+    (slope,) = torch.autograd.grad(loss.sum(), logp)
+    close(slope, loss.detach())
+    wide, _ = policy_loss(logp, proximal, behavior, advantage, low=0.2, high=0.2, limit=9.0)
+    close(wide.detach(), torch.tensor([[4.5, -4.0]]))
+    bounded, told = policy_loss(logp, proximal, behavior, advantage, low=0.2, high=0.2, dual=1.25)
+    close(bounded.detach(), torch.tensor([[2.5 * 1.5, -2.0]]))
+    close(told["clip_ratio/region_mean"], torch.tensor([[1.0, 0.0]]))

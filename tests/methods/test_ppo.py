@@ -413,3 +413,16 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 def test_settings_at_the_edge_are_accepted():
     PPO(discount=0.0, trace=0.0, value_clip=math.inf, value_weight=1e-9, kl=0.0, dual_clip=1.3)
     PPO(discount=1.0, trace=1.0)
+
+
+def test_a_divergence_in_the_reward_is_not_in_the_loss_too():
+    weights, batch = toy_batch()
+    said = forward(weights, batch)
+    losses = {}
+    for where in ("reward", "loss"):
+        method = PPO(kl=0.5, kl_in=where)
+        losses[where] = method.loss(said, batch, method.credit(batch.replace(reference_logp=batch.proximal_logp)))
+    assert "kl" not in losses["reward"].metrics and not losses["loss"].metrics["kl"].requires_grad
+    plain = PPO().loss(said, batch, PPO().credit(batch))
+    close(losses["reward"].values, plain.values)
+    assert (losses["loss"].values - plain.values).abs().max() > 1e-3
