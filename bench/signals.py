@@ -1,7 +1,7 @@
-"""Every method on one start model, side by side on the cores at hand: python bench/signals.py [sums | game] [--jobs 2]
+"""Every method on one start model, side by side on the cores at hand: python bench/signals.py [sums] [--jobs 2]
 
-A start model is taught once, by SFT, to answer and to read each of the teacher's prompts (recipes/signals.yaml and
-recipes/signals-game.yaml, stage sft). Every run then starts from it: same tasks in the same order, same rollouts. Three
+A start model is taught once, by SFT, to answer and to read each of the teacher's prompts (recipes/signals.yaml, stage
+sft). Every run then starts from it: same tasks in the same order, same rollouts. Three
 learning rates are tried on two seeds for every method alike; the best one, by mean success along the way, is run on
 five other seeds. External teachers are the start model trained on by GRPO, whose cost is in the table.
 
@@ -66,12 +66,6 @@ SETTINGS = {
         | {"opd": OUTER, "g_opd": OUTER, "reopold": OUTER},
         0.85,
     ),
-    "game": Setting(
-        "recipes/signals-game.yaml",
-        {"grpo": {"average": "token"}, "ppo": {}, "opd": OUTER, "g_opd": OUTER}
-        | {name: read("feedback") for name in ("sdpo", "rlsd", "srpo", "gated")},
-        0.75,
-    ),
 }
 
 
@@ -109,27 +103,29 @@ def curve(stage: Path) -> dict[str, Any]:
     steps = [line for line in lines if "success" in line]
     held_out = [line["eval/success"] for line in lines if "eval/success" in line]
     kept = {"success": [round(line["success"], 4) for line in steps], "held_out": held_out}
-    for name in ("trust", "slope", "teacher/share", "completions/mean_length"):
+    for name in ("gate/trust", "gate/slope", "teacher/share", "completions/mean_length"):
         if values := [line[name] for line in steps if name in line]:
             kept[name] = [round(values[0], 4), round(values[-1], 4)]
     return kept
 
 
 def start(name: str, setting: Setting) -> dict[str, str]:
-    """Paths of the start model and of the expert, made if they are not there."""
-    raw = yaml.safe_load((ROOT / setting.recipe).read_text())
-    folder = RUNS / name
-    made = folder / "start" / "sft" / "checkpoints"
-    if not made.exists():
-        trained(raw | {"name": "start", "stages": raw["stages"][:1]}, folder)
-    paths = {"start": str(max(made.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])))}
-    expert = folder / "expert" / "rl" / "checkpoints"
-    if not expert.exists():
-        grpo = recipe_of(setting, "grpo", RATES[1], 200, paths)
-        grpo["stages"][0]["train"]["steps"] *= 2
-        trained(grpo | {"name": "expert"}, folder)
-    best = max(expert.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return paths | {EXPERT: str(best)}
+    """Paths of the start model and of the expert, made unless they are there to their last step."""
+    raw, folder = yaml.safe_load((ROOT / setting.recipe).read_text()), RUNS / name
+    made = raw | {"name": "start", "stages": raw["stages"][:1]}
+    paths = {"start": str(finished(made, folder))}
+    expert = recipe_of(setting, "grpo", RATES[1], 200, paths) | {"name": "expert"}
+    expert["stages"][0]["train"]["steps"] *= 2
+    return paths | {EXPERT: str(finished(expert, folder))}
+
+
+def finished(recipe: dict[str, Any], folder: Path) -> Path:
+    """The last checkpoint of a recipe of one stage. One of a run that was stopped half-way is not it."""
+    (stage,) = recipe["stages"]
+    last = folder / recipe["name"] / stage["name"] / "checkpoints" / f"checkpoint-{stage['train']['steps']}"
+    if not last.exists():
+        trained(recipe, folder)
+    return last
 
 
 def results(name: str) -> list[dict[str, Any]]:
