@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import itertools
 import re
 import shlex
 import sys
@@ -18,6 +15,7 @@ from typer.main import get_command
 
 from tropism import config
 from tropism.cli.app import app
+from tropism.cli.show import settings
 from tropism.keys import RECIPE, STAGE
 from tropism.methods import METHODS
 from tropism.recipe import load
@@ -119,12 +117,7 @@ def test_commands_options_and_links_that_a_page_mentions_exist(page):
 
 def about(cls: type) -> dict[str, str]:
     """Field -> the text under it."""
-    body = ast.parse(inspect.getsource(cls)).body[0].body
-    return {
-        field.target.id: inspect.cleandoc(text.value.value).replace("\n", " ")
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
+    return {name: text for name, _, text in settings(cls)}
 
 
 def default(field: dataclasses.Field[Any]) -> str:

@@ -192,3 +192,11 @@ def test_only_an_environment_that_advises_can_tell(tmp_path):
         Told(teacher=teacher, wrong=2)
     with pytest.raises(ConfigError, match=r"reads nothing"):
         Told(teacher=Teacher())
+
+
+def test_a_teacher_of_whose_readings_nothing_is_ever_advised_is_refused():
+    told = Told(teacher=Teacher(reads=("follow_up",)))
+    with pytest.raises(
+        ConfigError, match=r"reads follow_up, but in 20 episodes reasoning advised nothing of that name"
+    ):
+        load_rollouts(Data(demos=Named(name="reasoning", options=THREE), episodes=20, told=told), POLICY.words, seed=0)

@@ -21,9 +21,10 @@ from tropism.methods.reopold import REOPOLD
 from tropism.record import Run
 from tropism.signals.frozen import measure
 from tropism.teacher import Teacher
+from tropism.training.checkpoint import State
 from tropism.training.collate import collate
 from tropism.training.model import load_policy
-from tropism.training.teachers import check, load_other, open_tutor, openings
+from tropism.training.teachers import check, heard, load_other, open_tutor, openings
 from tropism.types import Ask, Needs, SamplingParams
 
 SETTINGS = Model(**world.MODEL)
@@ -322,3 +323,15 @@ def test_a_teacher_that_misses_nothing_passes(tmp_path):
 
 def test_a_method_without_a_teacher_opens_none(student, tmp_path):
     assert open_tutor(staged(tmp_path, "grpo"), SETTINGS, student, None) is None
+
+
+def test_a_teacher_that_is_silent_for_so_many_steps_is_reported_with_its_reason_and_again():
+    state, said = State(), []
+    nothing = {"teacher/share": 0.0, "teacher/not_finite": 0.0}
+    for step, taught in enumerate([nothing] * 4 + [nothing | {"teacher/share": 0.5}] + [nothing] * 2):
+        state.step = step
+        heard(state, taught, 2, said.append)
+    assert [line.split(":")[0] for line in said] == ["step 2", "step 4", "step 7"]
+    assert "silent for 4 steps; there was nothing for it to read" in said[1] and "silent for 2 steps" in said[2]
+    heard(state, nothing | {"teacher/not_finite": 1.0}, 1, said.append)
+    assert said[-1].endswith("its numbers are not finite")

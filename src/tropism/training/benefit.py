@@ -90,9 +90,10 @@ def answered(job: Job, playing: Playing, asked: Sequence[Opening], contexts: Seq
     params = SamplingParams(
         temperature=sampling.temperature, max_tokens=sampling.max_tokens, seed=seed_of(job.seed, "benefit")
     )
-    again = Again(asked, playing.source.open, [
-        policy.words.reply(turn.action) if isinstance(turn, Turn) else "" for turn in policy.sampler(contexts, params)
-    ])  # fmt: skip
+    turns = policy.sampler(contexts, params)
+    replies = [policy.words.reply(turn.action) for turn in turns if isinstance(turn, Turn)]
+    assert len(replies) == len(turns)  # every context leaves room for a reply
+    again = Again(asked, playing.source.open, replies)
     tasks = [(opening.rollout.task, 0, n) for n, opening in enumerate(asked)]
     params = replace(params, seed=seed_of(job.seed, "benefit", "rest"))
     play(tasks, again, policy.sampler, policy.words, params, max_turns=sampling.max_turns)

@@ -46,7 +46,13 @@ def load_rollouts(data: Data, words: Render, seed: int, context: int = 1 << 30) 
     """Everything there is to read, rendered once. What the model cannot read, beyond `context` tokens, is a failure."""
     if data.demos is not None:
         source = open_source(data.demos.name, data.demos.options, split="train", seed=seed)
-        return [readable(demonstration(source, n, words, data.told), context) for n in range(data.episodes)]
+        told = [demonstration(source, n, words, data.told) for n in range(data.episodes)]
+        if data.told and data.told.share and not any(has_told for _, has_told in told):
+            raise ConfigError(
+                f"data.told.teacher reads {', '.join(data.told.teacher.reads)}, but in {data.episodes} episodes "
+                f"{data.demos.name} advised nothing of that name, so nothing would be told. Read what it advises."
+            )
+        return [readable(rollout, context) for rollout, _ in told]
     rows = read_rows(data.path, data.split)
     return [readable(from_row(row, number, words), context) for number, row in enumerate(rows)]
 
@@ -62,8 +68,9 @@ def readable(rollout: Rollout, context: int) -> Rollout:
     return replace(rollout, failure=Failure("data", reason))
 
 
-def demonstration(source: Source, number: int, words: Render, told: Told | None = None) -> Rollout:
-    """One episode in which the environment answers itself, in some of its replies to what a teacher may read."""
+def demonstration(source: Source, number: int, words: Render, told: Told | None = None) -> tuple[Rollout, bool]:
+    """One episode in which the environment answers itself, in some of its replies to what a teacher may read; and
+    whether it did so in any."""
     task = source.task(number)
     env: Any = source.open(task, 0)
     if not hasattr(env, "demonstrate"):
@@ -77,7 +84,7 @@ def demonstration(source: Source, number: int, words: Render, told: Told | None 
             "that method, or drop data.told."
         )
     said: dict[int, list[Turn]] = {}
-    draws = random.Random(f"told/{number}")
+    draws, has_told = random.Random(f"told/{number}"), False
     while (ask := env.ask()) is not None:
         turns, reply, prompt = said.setdefault(ask.seat, []), str(env.demonstrate()), ask.prompt
         if told is not None and draws.random() < told.share:
@@ -87,11 +94,12 @@ def demonstration(source: Source, number: int, words: Render, told: Told | None 
                 name = draws.choice(list(there))
                 there = {name: there[name]}
             if there:
+                has_told = True
                 prompt, reply = with_paragraphs(prompt, paragraphs(told.teacher, there)), following
         turns.append(given(prompt, reply, turns[-1] if turns else None, words))
         env.tell(reply)
     turns = [turn for seat in said.values() for turn in seat]
-    return Rollout(task=task, group=number, turns=tuple(turns), success=True)
+    return Rollout(task=task, group=number, turns=tuple(turns), success=True), has_told
 
 
 def given(prompt: Prompt, reply: str, before: Turn | None, words: Render) -> Turn:

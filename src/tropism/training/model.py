@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,8 @@ class Policy:
         critic = self.critic if module is None else None
         said: dict[str, Tensor] = {}
         with self.precision():
-            for some, logits, last in self.logits(module or self.module, batch, positions, critic is not None):
-                hidden = last
+            hidden, parts = self.logits(module or self.module, batch, positions, critic is not None)
+            for some, logits in parts:
                 for name, values in spoken(logits, temperature, batch, some, top_k).items():
                     said[name] = said[name] + values if name in said else values
         if critic is not None:
@@ -102,8 +102,8 @@ class Policy:
 
     def logits(
         self, module: Any, batch: Batch, positions: Tensor, hidden: bool
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(some of the positions, logits [N, P, V] there, last hidden state [N, T, H] if asked for).
+    ) -> tuple[Any, Iterable[tuple[Tensor, Tensor]]]:
+        """(last hidden state [N, T, H] if asked for, pairs of some of the positions and the logits [N, P, V] there).
 
         Without gradient the head runs on so few positions at a time that its numbers stay within `CHUNK` bytes: with a
         vocabulary of 151,936 and 12 bytes for each number (logits, log-probs and what entropy needs) one token takes
@@ -111,13 +111,11 @@ class Policy:
         """
         if torch.is_grad_enabled() or not self.parted:
             out = module(input_ids=batch.tokens, use_cache=False, logits_to_keep=positions, output_hidden_states=hidden)
-            yield positions, out.logits, out.hidden_states[-1] if hidden else out.logits
-            return
+            return out.hidden_states[-1] if hidden else None, [(positions, out.logits)]
         last = module.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
         head = module.get_output_embeddings()
         size = max(1, CHUNK // (12 * len(batch) * int(module.config.vocab_size)))
-        for some in positions.split(size):
-            yield some, head(last[:, some]), last
+        return last, ((some, head(last[:, some])) for some in positions.split(size))
 
     @cached_property
     def parted(self) -> bool:
