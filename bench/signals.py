@@ -1,9 +1,16 @@
-"""Every method on one start model, side by side on the cores at hand: python bench/signals.py [sums] [--jobs 2]
+"""Every method on one start model, side by side on the cores at hand: python bench/signals.py [SETTING] [--jobs 2]
 
-A start model is taught once, by SFT, to answer and to read each of the teacher's prompts (recipes/signals.yaml, stage
-sft). Every run then starts from it: same tasks in the same order, same rollouts. Three
-learning rates are tried on two seeds for every method alike; the best one, by mean success along the way, is run on
-five other seeds. External teachers are the start model trained on by GRPO, whose cost is in the table.
+    sums     every method on sums of five digits
+    late     some of them for ten times as long
+    hints    teachers that deserve trust and teachers that do not
+    talk     sums in a conversation, for what learns from the user's next message
+    game     tic-tac-toe, where feedback is a blunder in words
+    both     sums and tic-tac-toe, with an expert of each as teacher
+
+A start model is taught once, by SFT, to answer and to read each of the teacher's prompts (stage sft of the setting's
+recipe). Every run then starts from it: same tasks in the same order, same rollouts. Three learning rates are tried on
+two seeds for every method alike; the best one, by mean success along the way, is run on other seeds. External teachers
+are the start model trained on by GRPO for twice as long, and have lines of their own.
 
 Each finished run is a line of bench/signals/SETTING.jsonl, so a command that was stopped goes on where it was.
 `python bench/signals.py SETTING --table` prints the table from those lines and draws the figure, and runs nothing.
@@ -14,28 +21,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import shutil
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tropism.view.plots import line_chart
+sys.path.append(str(Path(__file__).parent))
+import curves
 
 ROOT = Path(__file__).parents[1]
 RUNS, RESULTS = ROOT / "runs" / "signals", ROOT / "bench" / "signals"
 RATES = (1e-4, 2e-4, 4e-4)
 TUNED_ON, SEEDS = (100, 101), (0, 1, 2, 3, 4)
 EXPERT = "EXPERT"
-"""Stands for the path of the start model after GRPO."""
+"""Stands for the path of the start model after GRPO; EXPERT-game for that of the expert called game."""
+
+Stage = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,27 +52,105 @@ class Setting:
 
     recipe: str
     """Its stages are `sft`, which makes the start model, and `rl`, whose method is replaced."""
-    methods: dict[str, dict[str, Any]]
+    arms: Mapping[str, Stage]
+    """Label -> what is changed in stage `rl`."""
     level: float
     """Success to reach."""
+    seeds: tuple[int, ...] = SEEDS
+    experts: Mapping[str, Stage] = field(default_factory=dict)
+    """Likewise, for GRPO."""
+    rates_of: str = ""
+    """A setting whose learning rates are used. Empty: they are chosen here."""
+    times: int = 1
+    """How many times the recipe's steps."""
 
 
-def read(*names: str, **more: Any) -> dict[str, Any]:
-    return {"teacher": {"reads": list(names), **more}}
+def arm(method: str, *reads: str, env: Any = None, **options: Any) -> Stage:
+    """A method whose teacher reads this; more of its teacher's settings with `teacher`."""
+    if reads:
+        options["teacher"] = {"reads": list(reads)} | options.get("teacher", {})
+    return {"method": {method: options}} | ({"env": env} if env else {})
 
 
+SUMS = {"config": {"min_terms": 5, "max_terms": 5, "min_digits": 1, "max_digits": 1}}
 REWARD = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "max_rl", "rloo", "reinforce", "reinforce_pp", "ppo")
-HINTS = {"reads": ["worked"], "against": ["decoy"]}
-EITHER = read("sibling", "feedback", need="first")
-OUTER = {"teacher": {"who": EXPERT}}
+CONTRAST = {"against": ["decoy"]}
+FIRST = {"need": "first"}
+OUTER = {"who": EXPERT}
+ON_SUMS = (
+    {name: arm(name) for name in REWARD}
+    | {"sdpo": arm("sdpo", "sibling", "feedback", teacher=FIRST), "sdft": arm("sdft", "worked")}
+    | {"rlsd": arm("rlsd", "worked"), "srpo": arm("srpo", "sibling"), "sdpg": arm("sdpg", "worked")}
+    | {name: arm(name, "worked", teacher=CONTRAST) for name in ("rlcsd", "gated")}
+    | {name: arm(name, teacher=OUTER) for name in ("opd", "g_opd", "reopold")}
+)
+KINDS = ("right", "noisy", "useless", "inverted", "leaky", "styled")
+PLANTED = {
+    "gated": {"teacher": CONTRAST},
+    "rlcsd": {"teacher": CONTRAST},
+    **{name: {} for name in ("rlsd", "srpo", "sdpo", "sdft")},
+}
+
+
+def hinted(kind: str) -> dict[str, Any]:
+    return {"recipes/hints.py:Hints": SUMS | {"kind": kind}}
+
+
+def untested(stage: Stage) -> Stage:
+    """For a teacher that is meant to be bad: start all the same."""
+    (options,) = stage["method"].values()
+    options["teacher"] = options["teacher"] | {"must_add": -1}
+    return stage
+
+
 SETTINGS = {
-    "sums": Setting(
+    "sums": Setting("recipes/signals.yaml", ON_SUMS, 0.85, experts={EXPERT: {}}),
+    "late": Setting(
         "recipes/signals.yaml",
-        {name: {} for name in REWARD}
-        | {"sdpo": EITHER, "sdft": read("worked"), "rlsd": read("worked"), "srpo": read("sibling")}
-        | {"rlcsd": {"teacher": HINTS}, "gated": {"teacher": HINTS}, "sdpg": read("worked")}
-        | {"opd": OUTER, "g_opd": OUTER, "reopold": OUTER},
+        {name: ON_SUMS[name] for name in ("grpo", "sdpo", "srpo", "gated")},
         0.85,
+        seeds=(0, 1, 2),
+        rates_of="sums",
+        times=10,
+    ),
+    "hints": Setting(
+        "recipes/signals-hints.yaml",
+        {"grpo": arm("grpo")}
+        | {
+            f"{name} {kind}": untested(arm(name, "worked", env=hinted(kind), **options))
+            for kind in KINDS
+            for name, options in PLANTED.items()
+        },
+        0.85,
+        rates_of="sums",
+    ),
+    "talk": Setting(
+        "recipes/signals-talk.yaml",
+        {"grpo": arm("grpo"), "follow_up": arm("follow_up", "follow_up"), "openclaw": arm("openclaw", "hint")}
+        | {"openclaw score": arm("openclaw", "hint", w_hint=0), "openclaw hint": arm("openclaw", "hint", w_rl=0)},
+        0.85,
+    ),
+    "game": Setting(
+        "recipes/signals-game.yaml",
+        {
+            "grpo": arm("grpo"),
+            "ppo": arm("ppo"),
+            "gated": arm("gated", "sibling", teacher={"against": ["wrong_sibling"]}),
+        }
+        | {name: arm(name, "feedback") for name in ("sdpo", "rlsd", "srpo")}
+        | {name: arm(name, teacher=OUTER) for name in ("opd", "g_opd")},
+        0.8,
+        experts={EXPERT: {}},
+    ),
+    "both": Setting(
+        "recipes/signals-both.yaml",
+        {"grpo": arm("grpo"), "mopd": arm("mopd", teacher={"who": {"sums": "EXPERT-sums", "game": "EXPERT-game"}})}
+        | {f"opd {name}": arm("opd", teacher={"who": f"EXPERT-{name}"}) for name in ("sums", "game")},
+        0.8,
+        experts={
+            "EXPERT-sums": {"env": {"reasoning": SUMS}, "success": {"part": "correct"}},
+            "EXPERT-game": {"env": "tictactoe", "success": {"part": "win"}},
+        },
     ),
 }
 
@@ -72,16 +158,31 @@ SETTINGS = {
 # ---------------------------------------------------------------------------------------------------------------- runs
 
 
-def recipe_of(setting: Setting, method: str, rate: float, seed: int, paths: dict[str, str]) -> dict[str, Any]:
+def recipe_of(setting: Setting, label: str, rate: float, seed: int, paths: Mapping[str, str]) -> dict[str, Any]:
     """The `rl` stage alone, from the start model, with this method."""
+    arms = {**setting.arms, **setting.experts}
     raw = yaml.safe_load((ROOT / setting.recipe).read_text())
     stage = next(stage for stage in raw["stages"] if stage["name"] == "rl")
-    words = {key: stage["method"]["sdpo"]["teacher"][key] for key in ("say", "closing")}
-    options = json.loads(json.dumps(setting.methods[method]))
+    words = {key: teacher_words(stage)[key] for key in ("say", "closing")}
+    change = {"method": {"grpo": {}}} | json.loads(json.dumps(arms[label]))
+    (options,) = change["method"].values()
     if teacher := options.get("teacher"):
-        teacher |= words if "reads" in teacher else {"who": paths[EXPERT]}
-    stage |= {"method": {method: options}, "train": stage["train"] | {"learning_rate": rate}}
-    return {"name": f"{method}-{rate:g}-{seed}", "model": paths["start"], "seed": seed, "stages": [stage]}
+        teacher |= words if "reads" in teacher else {"who": named(teacher["who"], paths)}
+    stage |= change
+    more = 2 if label in setting.experts else setting.times
+    stage["train"] |= {"learning_rate": rate, "steps": stage["train"]["steps"] * more}
+    name = f"{label}-{rate:g}-{seed}".replace(" ", "-").lower()
+    return {"name": name, "model": paths["start"], "seed": seed, "stages": [stage]}
+
+
+def teacher_words(stage: Stage) -> dict[str, Any]:
+    (options,) = stage["method"].values()
+    found: dict[str, Any] = options["teacher"]
+    return found
+
+
+def named(who: Any, paths: Mapping[str, str]) -> Any:
+    return {domain: paths[name] for domain, name in who.items()} if isinstance(who, dict) else paths[who]
 
 
 def trained(recipe: dict[str, Any], folder: Path) -> tuple[Path, float]:
@@ -97,35 +198,41 @@ def trained(recipe: dict[str, Any], folder: Path) -> tuple[Path, float]:
     return folder / recipe["name"] / recipe["stages"][-1]["name"], (time.perf_counter() - began) / 60
 
 
-def curve(stage: Path) -> dict[str, Any]:
-    """What a run leaves in the results: success of each step and held out at the end, and how its teacher fared."""
+def told(stage: Path) -> dict[str, Any]:
+    """What a run leaves in the results: success of each step and held out, and how its teacher and its style fared."""
     lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "success" in line]
-    held_out = [line["eval/success"] for line in lines if "eval/success" in line]
-    kept = {"success": [round(line["success"], 4) for line in steps], "held_out": held_out}
-    for name in ("gate/trust", "gate/slope", "teacher/share", "completions/mean_length"):
+    held_out = [round(line["eval/success"], 4) for line in lines if "eval/success" in line]
+    kept: dict[str, Any] = {"success": [round(line["success"], 4) for line in steps], "held_out": held_out}
+    for name in ("gate/trust", "gate/slope", "teacher/share"):
         if values := [line[name] for line in steps if name in line]:
+            kept[name] = [round(value, 4) for value in values]
+    for name in ("completions/mean_length", "eval/commas", "eval/gaps", "eval/return"):
+        if values := [line[name] for line in lines if name in line]:
             kept[name] = [round(values[0], 4), round(values[-1], 4)]
     return kept
 
 
-def start(name: str, setting: Setting) -> dict[str, str]:
-    """Paths of the start model and of the expert, made unless they are there to their last step."""
-    raw, folder = yaml.safe_load((ROOT / setting.recipe).read_text()), RUNS / name
-    made = raw | {"name": "start", "stages": raw["stages"][:1]}
-    paths = {"start": str(finished(made, folder))}
-    expert = recipe_of(setting, "grpo", RATES[1], 200, paths) | {"name": "expert"}
-    expert["stages"][0]["train"]["steps"] *= 2
-    return paths | {EXPERT: str(finished(expert, folder))}
+def start(name: str) -> dict[str, str]:
+    """Paths of the start model and of the experts, made unless they are there to their last step."""
+    setting = SETTINGS[name]
+    raw, folder = yaml.safe_load((ROOT / setting.recipe).read_text()), RUNS / Path(setting.recipe).stem
+    paths = {"start": str(finished(raw | {"name": "start", "stages": raw["stages"][:1]}, folder)[0])}
+    known = {line["label"] for line in results(name)}
+    for label in setting.experts:
+        recipe = recipe_of(setting, label, RATES[1], 200, paths)
+        path, minutes = finished(recipe, folder)
+        paths[label] = str(path)
+        if label not in known:
+            keep(name, {"label": label, "rate": RATES[1], "seed": 200} | told(path.parents[1]) | {"minutes": minutes})
+    return paths
 
 
-def finished(recipe: dict[str, Any], folder: Path) -> Path:
-    """The last checkpoint of a recipe of one stage. One of a run that was stopped half-way is not it."""
+def finished(recipe: dict[str, Any], folder: Path) -> tuple[Path, float]:
+    """(the last checkpoint of a recipe of one stage, minutes). One of a run that was stopped half-way is not it."""
     (stage,) = recipe["stages"]
     last = folder / recipe["name"] / stage["name"] / "checkpoints" / f"checkpoint-{stage['train']['steps']}"
-    if not last.exists():
-        trained(recipe, folder)
-    return last
+    return last, 0.0 if last.exists() else round(trained(recipe, folder)[1], 2)
 
 
 def results(name: str) -> list[dict[str, Any]]:
@@ -133,106 +240,63 @@ def results(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def run(name: str, jobs: list[tuple[str, float, int]], paths: dict[str, str], cores: int) -> None:
-    """Every job that has no line yet, `cores` at a time."""
-    known = {(line["method"], line["rate"], line["seed"]) for line in results(name)}
-    missing = [job for job in jobs if job not in known]
+def keep(name: str, line: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{name}.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def run(name: str, jobs: list[tuple[str, float, int]], paths: Mapping[str, str], cores: int) -> None:
+    """Every job that has no line yet, `cores` at a time."""
+    known = {(line["label"], line["rate"], line["seed"]) for line in results(name)}
+    missing = [job for job in jobs if job not in known]
 
     def one(job: tuple[str, float, int]) -> None:
         stage, minutes = trained(recipe_of(SETTINGS[name], *job, paths), RUNS / name)
-        line = dict(zip(("method", "rate", "seed"), job, strict=True)) | curve(stage) | {"minutes": round(minutes, 2)}
-        with (RESULTS / f"{name}.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        line = dict(zip(("label", "rate", "seed"), job, strict=True)) | told(stage) | {"minutes": round(minutes, 2)}
+        keep(name, line)
         shutil.rmtree(stage.parent)
-        print(f"{job[0]:<13} {job[1]:g}  seed {job[2]:<3}  {line['held_out'][-1]:.3f}  {minutes:.1f} min", flush=True)
+        print(f"{job[0]:<16} {job[1]:g}  seed {job[2]:<3}  {line['held_out'][-1]:.3f}  {minutes:.1f} min", flush=True)
 
     with ThreadPoolExecutor(cores) as pool:
         for future in [pool.submit(one, job) for job in missing]:
             future.result()
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
+def chosen_rates(name: str) -> dict[str, float]:
+    """Arm -> its learning rate, of those for which it is known."""
+    setting = SETTINGS[name]
+    lines = results(setting.rates_of or name)
+    found = {label: curves.best_rate(lines, label_of_rate(setting, label), RATES, TUNED_ON) for label in setting.arms}
+    return {label: rate for label, rate in found.items() if rate}
 
 
-def along(line: dict[str, Any]) -> float:
-    """Mean success along the way, which is the area under the learning curve."""
-    return statistics.fmean(line["success"])
-
-
-def of(lines: Sequence[dict[str, Any]], method: str, rate: float | None, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    return [line for line in lines if (line["method"], line["rate"]) == (method, rate) and line["seed"] in seeds]
-
-
-def best_rate(lines: Sequence[dict[str, Any]], method: str) -> float | None:
-    """The learning rate with the best mean success along the way on the tuning seeds; None before all were tried."""
-    tried = {rate: [along(line) for line in of(lines, method, rate, TUNED_ON)] for rate in RATES}
-    if any(len(values) < len(TUNED_ON) for values in tried.values()):
-        return None
-    return max(tried, key=lambda rate: statistics.fmean(tried[rate]))
-
-
-def interval(values: Sequence[float], draws: int = 10_000) -> tuple[float, float]:
-    """The middle 95 % of the means of bootstrap samples."""
-    chance = random.Random(0)
-    means = sorted(statistics.fmean(chance.choices(values, k=len(values))) for _ in range(draws))
-    return means[draws // 40], means[-draws // 40]
-
-
-def with_interval(values: Sequence[float]) -> str:
-    low, high = interval(values)
-    return f"{statistics.fmean(values):.3f} ({low:.3f} to {high:.3f})"
-
-
-def reaching(success: Sequence[float], level: float, window: int = 5) -> int | None:
-    """Steps until the mean of `window` steps reaches the level."""
-    for end in range(window, len(success) + 1):
-        if statistics.fmean(success[end - window : end]) >= level:
-            return end
-    return None
-
-
-def table(name: str) -> Iterator[str]:
-    """A row per method: the rate that was chosen, and over seeds the success along the way, at the end, the worst."""
-    setting, lines = SETTINGS[name], results(name)
-    yield "| method | learning rate | along the way (95 %) | held out (95 %) | worst seed | steps to reach |"
-    yield "|---|---|---|---|---|---|"
-    for method in setting.methods:
-        rate = best_rate(lines, method)
-        if not (found := of(lines, method, rate, SEEDS)):
-            continue
-        ends, ways = [line["held_out"][-1] for line in found], [along(line) for line in found]
-        steps = sorted(reaching(line["success"], setting.level) or 10**6 for line in found)[len(found) // 2]
-        means = " | ".join(with_interval(values) for values in (ways, ends))
-        yield f"| {method} | {rate:g} | {means} | {min(ends):.3f} | {steps if steps < 10**6 else 'never'} |"
-
-
-def figure(name: str) -> str:
-    """Mean success over steps, a line per method."""
-    lines, series = results(name), {}
-    for method in SETTINGS[name].methods:
-        if found := of(lines, method, best_rate(lines, method), SEEDS):
-            means = [statistics.fmean(values) for values in zip(*(line["success"] for line in found), strict=False)]
-            series[method] = [(5 * k + 5, statistics.fmean(means[5 * k : 5 * k + 5])) for k in range(len(means) // 5)]
-    return line_chart(f"success on {name}, by step", series, width=900, height=420)
+def label_of_rate(setting: Setting, label: str) -> str:
+    """Where rates come from another setting, the method's name there."""
+    return label.split()[0] if setting.rates_of else label
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("setting", choices=SETTINGS, nargs="?", default="sums")
-    parser.add_argument("--methods", default="", help="only these, with commas between them")
+    parser.add_argument("--arms", default="", help="only these, with commas between them")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument("--table", action="store_true", help="run nothing")
     given = parser.parse_args()
-    name = given.setting
+    name, setting = given.setting, SETTINGS[given.setting]
     if not given.table:
-        methods = [m for m in SETTINGS[name].methods if not given.methods or m in given.methods.split(",")]
-        paths = start(name, SETTINGS[name])
-        run(name, [(m, rate, seed) for m in methods for seed in TUNED_ON for rate in RATES], paths, given.jobs)
-        chosen = {m: best_rate(results(name), m) for m in methods}
-        run(name, [(m, rate, seed) for m, rate in chosen.items() if rate for seed in SEEDS], paths, given.jobs)
-    print("\n".join(table(name)))
-    (RESULTS / f"{name}.svg").write_text(figure(name))
+        arms = [label for label in setting.arms if not given.arms or label in given.arms.split(",")]
+        paths = start(name)
+        if not setting.rates_of:
+            run(name, [(m, rate, seed) for m in arms for seed in TUNED_ON for rate in RATES], paths, given.jobs)
+        rates = {label: rate for label, rate in chosen_rates(name).items() if label in arms}
+        if left := [label for label in arms if label not in rates]:
+            raise SystemExit(f"{', '.join(left)}: run {setting.rates_of} first, which chooses the learning rates.")
+        run(name, [(label, rate, seed) for label, rate in rates.items() for seed in setting.seeds], paths, given.jobs)
+    found = curves.chosen(results(name), chosen_rates(name), setting.seeds)
+    print("\n".join(curves.table(found, setting.level)))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.svg").write_text(curves.figure(f"success on {name}, by step", found))
     return 0
 
 

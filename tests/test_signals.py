@@ -1,50 +1,107 @@
-"""bench/signals.py: each method it compares has a recipe that resolves; its statistics are what they are called."""
+"""bench/signals.py: each arm that it compares is a recipe that resolves; it runs, goes on and counts as it says."""
 
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
+import curves
 import signals
 from tropism.recipe import resolve
 from tropism.teacher import teacher_of
 
-PATHS = {"start": "somewhere/start", signals.EXPERT: "somewhere/expert"}
-CASES = [(name, method) for name, setting in signals.SETTINGS.items() for method in setting.methods]
+PATHS = {"start": "somewhere/start", "EXPERT": "some/expert", "EXPERT-sums": "some/sums", "EXPERT-game": "some/game"}
+CASES = [(name, label) for name, setting in signals.SETTINGS.items() for label in (*setting.arms, *setting.experts)]
 
 
-@pytest.mark.parametrize(("name", "method"), CASES)
-def test_every_method_has_a_recipe_with_its_rate_and_the_words_that_the_start_model_knows(name, method):
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.chdir(signals.ROOT)
+
+
+@pytest.mark.parametrize(("name", "label"), CASES)
+def test_every_arm_has_a_recipe_with_its_rate_and_the_words_that_the_start_model_knows(name, label):
     setting = signals.SETTINGS[name]
-    recipe = resolve(signals.recipe_of(setting, method, 3e-4, 7, PATHS))
+    recipe = resolve(signals.recipe_of(setting, label, 3e-4, 7, PATHS))
     (stage,) = recipe.stages
     assert (recipe.model.path, recipe.seed, stage.train.learning_rate) == (PATHS["start"], 7, 3e-4)
     teacher = teacher_of(stage.method)
     if teacher is not None and teacher.reads:
         assert teacher.closing == "" and all(teacher.words(read) in teacher.say.values() for read in teacher.reads)
     elif teacher is not None:
-        assert teacher.who == PATHS[signals.EXPERT]
+        who = teacher.who if isinstance(teacher.who, str) else " ".join(teacher.who.values())
+        assert who.startswith("some/")
 
 
-def line(method, rate, seed, *success):
-    return {"method": method, "rate": rate, "seed": seed, "success": list(success), "held_out": [success[-1]]}
+def test_arms_differ_from_the_recipe_in_what_they_say_alone():
+    setting = signals.SETTINGS["hints"]
+    one, other = (resolve(signals.recipe_of(setting, f"gated {kind}", 1e-4, 0, PATHS)) for kind in ("right", "leaky"))
+    assert one.stages[0].env.options["kind"] == "right" and other.stages[0].env.options["kind"] == "leaky"
+    assert one.stages[0].train == other.stages[0].train and one.stages[0].method == other.stages[0].method
+    late = resolve(signals.recipe_of(signals.SETTINGS["late"], "grpo", 1e-4, 0, PATHS)).stages[0].train
+    assert late.steps == 10 * one.stages[0].train.steps
+
+
+def test_a_job_is_run_for_real_leaves_a_line_and_is_not_run_again(tmp_path, monkeypatch):
+    raw = yaml.safe_load((signals.ROOT / "recipes" / "signals.yaml").read_text())
+    raw["model"] = {"path": "tiny", "shape": {"hidden_size": 16, "num_hidden_layers": 1}}
+    for stage in raw["stages"]:
+        stage["train"] |= {"steps": 1, "batch": 8}
+        stage["sampling"] |= {"groups": 2, "group_size": 2}
+    raw["stages"][0]["data"]["episodes"] = 16
+    raw["stages"][1]["eval"] = {"every": 1, "tasks": 2}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(raw))
+    setting = signals.Setting(str(tmp_path / "small.yaml"), {"grpo": signals.arm("grpo")}, 0.5)
+    monkeypatch.setattr(signals, "SETTINGS", {"small": setting})
+    monkeypatch.setattr(signals, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(signals, "RESULTS", tmp_path / "results")
+    paths = signals.start("small")
+    for _ in range(2):
+        signals.run("small", [("grpo", 1e-4, 5)], paths, 1)
+    (line,) = signals.results("small")
+    assert (line["label"], line["rate"], line["seed"]) == ("grpo", 1e-4, 5)
+    assert len(line["success"]) == 1 and len(line["held_out"]) == 2 and line["minutes"] > 0
+
+
+def line(label, rate, seed, *success):
+    return {"label": label, "rate": rate, "seed": seed, "success": list(success), "held_out": [success[-1]]}
+
+
+def best(lines, label):
+    return curves.best_rate(lines, label, signals.RATES, signals.TUNED_ON)
 
 
 def test_the_rate_is_chosen_on_the_tuning_seeds_alone_and_only_when_all_are_there():
     tuned = [line("grpo", rate, seed, rate * 1e3) for rate in signals.RATES for seed in signals.TUNED_ON]
     other = [line("grpo", signals.RATES[0], seed, 9.0) for seed in signals.SEEDS]
-    assert signals.best_rate(tuned + other, "grpo") == max(signals.RATES)
-    assert signals.best_rate(tuned[1:] + other, "grpo") is None
-    assert signals.best_rate(tuned, "ppo") is None
+    assert best(tuned + other, "grpo") == max(signals.RATES)
+    assert best(tuned[1:] + other, "grpo") is None
+    assert best(tuned, "ppo") is None
+
+
+def test_only_runs_at_the_chosen_rate_are_shown_and_no_tuning_seed():
+    lines = [line("grpo", rate, seed, 0.1) for rate in signals.RATES for seed in (*signals.TUNED_ON, 0)]
+    found = curves.chosen(lines, {"grpo": signals.RATES[1], "ppo": signals.RATES[0]}, signals.SEEDS)
+    assert {label: [(run["rate"], run["seed"]) for run in runs] for label, runs in found.items()} == {
+        "grpo": [(signals.RATES[1], 0)]
+    }
 
 
 def test_an_interval_holds_the_mean_and_narrows_to_a_point_where_seeds_agree():
-    low, high = signals.interval([0.1, 0.5, 0.9])
+    low, high = curves.interval([0.1, 0.5, 0.9])
     assert 0.1 <= low < 0.5 < high <= 0.9
-    assert signals.interval([0.4] * 5) == pytest.approx((0.4, 0.4))
+    assert curves.interval([0.4] * 5) == pytest.approx((0.4, 0.4))
 
 
 def test_a_level_is_reached_when_the_mean_of_a_window_is():
-    assert signals.reaching([0.0] * 4 + [1.0] * 6, 0.8, window=5) == 8
-    assert signals.reaching([0.5] * 20, 0.8) is None
+    assert curves.reaching([0.0] * 4 + [1.0] * 6, 0.8, window=5) == 8
+    assert curves.reaching([0.5] * 20, 0.8) is None
+
+
+def test_a_curve_is_below_where_its_mean_is_under_the_others_interval():
+    others = [line("grpo", 1e-4, seed, *[0.5 + 0.1 * seed] * 10) for seed in range(5)]
+    low = [line("gated", 1e-4, seed, *[0.9] * 5, *[0.4] * 5) for seed in range(5)]
+    assert curves.below(low, others) == [10]
+    assert curves.below(others, others) == []

@@ -49,6 +49,14 @@ def test_help_takes_less_than_half_a_second():
     assert min(seconds() for _ in range(3)) < 0.5
 
 
+def test_python_dash_m_is_the_same_command():
+    words = [sys.executable, "-m", "tropism", "--help"]
+    assert (
+        subprocess.run(words, check=True, capture_output=True).stdout
+        == subprocess.run([TROPISM, "--help"], check=True, capture_output=True).stdout
+    )
+
+
 def test_help_lists_every_command(tropism):
     code, out, _ = tropism("--help")
     assert code == 0

@@ -276,7 +276,9 @@ def test_right_advice_names_a_blunder_in_the_words_of_feedback_and_the_reply_hee
             mine, theirs = "XO"[env.seat], "XO"[1 - env.seat]
             better = completing(board, mine) or completing(board, theirs)
             assert move in exact()[board]
-            if texts:
+            game = texts["sibling"].split("\n")
+            assert game[: len(env.said)] == env.said and game[len(env.said)] == reply
+            if "feedback" in texts:
                 heard += 1
                 played = MOVE.findall(texts["feedback"])[-1]
                 assert move == better[0] and played not in better

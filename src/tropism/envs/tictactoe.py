@@ -9,6 +9,7 @@ Every question is the board alone, without history: a turn is a row of its own, 
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 import re
@@ -106,7 +107,7 @@ class TicTacToe:
         self.seat = task.seat
         self.state = game().new_initial_state()
         self.outcome: str | None = None
-        self.replies = 0
+        self.said: list[str] = []
         self.remark: str | None = None
         if self.seat == 1:
             self._oppose()
@@ -124,7 +125,7 @@ class TicTacToe:
     def tell(self, reply: str) -> None:
         if self.outcome is not None:
             return
-        self.replies += 1
+        self.said.append(reply)
         values = exact()[drawn(self.state)]
         moves = MOVE.findall(reply)
         if not moves or moves[-1] not in values:
@@ -163,14 +164,15 @@ class TicTacToe:
         free = [square for square in board if square.isdigit()]
         win, block = completing(board, mine), completing(board, theirs)
         seen = " ".join(square + ("w" if square in win else "b" if square in block else "-") for square in free)
-        draws = random.Random(f"demo/{self.task.seed}/{self.sibling}/{self.replies}")
+        draws = random.Random(f"demo/{self.task.seed}/{self.sibling}/{len(self.said)}")
         return f"{seen} [{draws.choice(list(block) if block and draws.random() < self.block else free)}]"
 
     def advise(self, wrong: bool) -> tuple[Mapping[str, str], str]:
-        """What could be said of a blunder here, or of a good move as if it were one; and the reply that heeds it."""
+        """What could be said of a blunder here, or of a good move as if it were one; a game of a sibling that had come
+        as far and then moved so; and the reply that heeds them."""
         board, mine, theirs = drawn(self.state), "XO"[self.seat], "XO"[1 - self.seat]
         seen = self.demonstrate().rpartition(" ")[0]
-        draws = random.Random(f"advice/{self.task.seed}/{self.sibling}/{self.replies}")
+        draws = random.Random(f"advice/{self.task.seed}/{self.sibling}/{len(self.said)}")
         free = [square for square in board if square.isdigit()]
         said, square = "", draws.choice(free)
         if wrong:
@@ -178,7 +180,17 @@ class TicTacToe:
         elif better := completing(board, mine) or completing(board, theirs):
             blunders = [move for move in free if move not in better]
             said, square = _remark(board, mine, draws.choice(blunders)) or "" if blunders else "", better[0]
-        return ({"feedback": said} if said else {}), f"{seen} [{square}]"
+        reply = f"{seen} [{square}]"
+        return {"sibling": self._continued(reply)} | ({"feedback": said} if said else {}), reply
+
+    def _continued(self, reply: str) -> str:
+        """All replies of a game that goes on with this one and ends by chance."""
+        other = copy.copy(self)
+        other.state, other.said = self.state.clone(), list(self.said)
+        while other.ask() is not None:
+            other.tell(reply)
+            reply = other.demonstrate() if other.ask() is not None else ""
+        return "\n".join(other.said)
 
     def _oppose(self) -> None:
         """A move drawn from task and board: siblings meet one opponent, who answers a position in one way, so that what

@@ -1,0 +1,94 @@
+"""Learning curves of several seeds: what bench/signals.py prints of its runs."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tropism.view.plots import line_chart
+
+Line = dict[str, Any]
+"""One run: label, rate, seed, success of every step, success held out."""
+Arms = Mapping[str, Sequence[Line]]
+"""Label -> its runs."""
+WINDOW = 5
+"""Steps that are averaged where a curve is drawn or compared."""
+
+
+def along(line: Line) -> float:
+    """Mean success along the way, which is the area under the learning curve."""
+    return statistics.fmean(line["success"])
+
+
+def best_rate(lines: Sequence[Line], label: str, rates: Sequence[float], seeds: Sequence[int]) -> float | None:
+    """The learning rate with the best mean success along the way on these seeds; None before all were tried."""
+    tuned = [line for line in lines if line["label"] == label and line["seed"] in seeds]
+    tried = {rate: [along(line) for line in tuned if line["rate"] == rate] for rate in rates}
+    if any(len(values) < len(seeds) for values in tried.values()):
+        return None
+    return max(tried, key=lambda rate: statistics.fmean(tried[rate]))
+
+
+def chosen(lines: Sequence[Line], rates: Mapping[str, float], seeds: Sequence[int]) -> Arms:
+    """The runs at the chosen rate, of labels that have any."""
+    found = {
+        label: [line for line in lines if (line["label"], line["rate"]) == (label, rate) and line["seed"] in seeds]
+        for label, rate in rates.items()
+    }
+    return {label: runs for label, runs in found.items() if runs}
+
+
+def interval(values: Sequence[float], draws: int = 10_000) -> tuple[float, float]:
+    """The middle 95 % of the means of bootstrap samples."""
+    chance = random.Random(0)
+    means = sorted(statistics.fmean(chance.choices(values, k=len(values))) for _ in range(draws))
+    return means[draws // 40], means[-draws // 40]
+
+
+def with_interval(values: Sequence[float]) -> str:
+    low, high = interval(values)
+    return f"{statistics.fmean(values):.3f} ({low:.3f} to {high:.3f})"
+
+
+def reaching(success: Sequence[float], level: float, window: int = WINDOW) -> int | None:
+    """Steps until the mean of `window` steps reaches the level."""
+    for end in range(window, len(success) + 1):
+        if statistics.fmean(success[end - window : end]) >= level:
+            return end
+    return None
+
+
+def windows(success: Sequence[float]) -> list[float]:
+    """Means of windows that do not overlap; a rest at the end is left out."""
+    return [statistics.fmean(success[k : k + WINDOW]) for k in range(0, len(success) - WINDOW + 1, WINDOW)]
+
+
+def below(runs: Sequence[Line], others: Sequence[Line]) -> list[int]:
+    """Steps at which the mean curve lies below the interval of the others' mean curve, window by window."""
+    mine = [statistics.fmean(values) for values in zip(*(windows(line["success"]) for line in runs), strict=True)]
+    theirs = [interval(values, 2000) for values in zip(*(windows(line["success"]) for line in others), strict=True)]
+    return [WINDOW * (k + 1) for k, (mean, (low, _)) in enumerate(zip(mine, theirs, strict=True)) if mean < low]
+
+
+def table(arms: Arms, level: float) -> Iterator[str]:
+    """A row per arm: the rate that was chosen, and over seeds the success along the way, at the end, the worst."""
+    yield "| method | learning rate | along the way (95 %) | held out (95 %) | worst seed | steps to reach | tokens |"
+    yield "|---|---|---|---|---|---|---|"
+    for label, runs in arms.items():
+        ends = [line["held_out"][-1] for line in runs]
+        means = " | ".join(with_interval(values) for values in ([along(line) for line in runs], ends))
+        steps = statistics.median_high([reaching(line["success"], level) or 10**6 for line in runs])
+        lengths = statistics.fmean(line["completions/mean_length"][1] for line in runs)
+        reached = steps if steps < 10**6 else "never"
+        yield f"| {label} | {runs[0]['rate']:g} | {means} | {min(ends):.3f} | {reached} | {lengths:.0f} |"
+
+
+def figure(title: str, arms: Arms) -> str:
+    """Mean success over steps, a line per arm."""
+    series = {}
+    for label, runs in arms.items():
+        means = [statistics.fmean(values) for values in zip(*(windows(line["success"]) for line in runs), strict=True)]
+        series[label] = [(WINDOW * (k + 1), mean) for k, mean in enumerate(means)]
+    return line_chart(title, series, width=900, height=420)

@@ -1,0 +1,5 @@
+"""The command line as `python -m tropism`."""
+
+from tropism.cli import main
+
+main()
