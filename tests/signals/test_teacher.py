@@ -75,6 +75,7 @@ def test_the_students_own_prompt_and_weights_give_no_difference(policy, teacher,
     assert batch.has_teacher.all() and numbers["teacher/share"] == 1
     assert torch.allclose(batch.teacher_logp, batch.proximal_logp, atol=1e-5)
     assert abs(numbers["teacher/kl"]) < 1e-5
+    assert numbers["teacher/tokens"] == int(batch.length.sum())
     if teacher.top_k:
         assert torch.allclose(batch.teacher_topk_logp, batch.proximal_topk_logp, atol=1e-5)
 
@@ -84,7 +85,10 @@ def test_what_it_says_stands_at_the_tokens_it_is_about(policy, temperature):
     """Contexts of other lengths than the student's, rows of several lengths, against a forward pass by hand."""
     rollouts = played(policy, temperature=temperature)
     teacher = Teacher(reads=("worked",), against=("wrong",), **SHORT)
-    batch, _ = asked(policy, teacher, rollouts, temperature=temperature)
+    batch, numbers = asked(policy, teacher, rollouts, temperature=temperature)
+    told = [f"{one.turns[0].prompt}\n\n({text})\n\nGo." for one in rollouts for text in ("it is four", "it is five")]
+    read = sum(len(policy.words.context(prompt)) for prompt in told)
+    assert numbers["teacher/tokens"] == read + 2 * int(batch.action_mask.sum())
     for n, one in enumerate(rollouts):
         (turn,), mask = one.turns, batch.action_mask[n]
         for found, told in ((batch.teacher_logp, "four"), (batch.counter_logp, "five")):

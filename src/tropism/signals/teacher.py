@@ -46,8 +46,8 @@ class Tutor:
             openings: where each row begins.
 
         Returns:
-            metrics: shares of rows that had a teacher, whose context was cut, whose numbers were not finite, and the
-            mean of log proximal - log teacher over the tokens that had one; with several teachers that of each domain
+            metrics: shares of rows that had a teacher, whose context was cut, whose numbers were not finite; how many
+            tokens it read, over all its passes; and the mean of log proximal - log teacher over tokens that had one; with several teachers that of each domain
             too, and how many tokens a row of it has: a wrong route is a domain whose gap does not fall.
         """
         names = [*self.teacher.reads, *self.teacher.against]
@@ -55,7 +55,7 @@ class Tutor:
         read = [chosen(self.teacher, found) for found in told]
         batch, k = self.compared(batch)
         contexts = self.contexts(batch, openings, read)
-        out = self.spoken(batch, openings, contexts, k)
+        out, tokens = self.spoken(batch, openings, contexts, k), tokens_of(batch, contexts)
         finite = all_finite(out)
         there = present(contexts, finite)
         counter = None
@@ -63,6 +63,7 @@ class Tutor:
             against = [r and opposite(self.teacher, r, found) for r, found in zip(read, told, strict=True)]
             opposed = self.contexts(batch, openings, against)
             counter = self.spoken(batch, openings, opposed, 0)
+            tokens += tokens_of(batch, opposed)
             finite &= all_finite(counter)
             there &= present(opposed, finite)
         batch = self.filled(batch, out, counter, there)
@@ -79,6 +80,7 @@ class Tutor:
             "teacher/share": float(there.sum()) / rows,
             "teacher/cut": sum(any(context.cut for context in found) for found in contexts) / rows,
             "teacher/not_finite": float((~finite).sum()) / rows,
+            "teacher/tokens": float(tokens),
             "teacher/kl": mean(gap[heard]),
         }
 
@@ -194,6 +196,12 @@ def blend(copy: Any, student: Any, share: float) -> None:
 def starts(batch: Batch) -> Tensor:
     """[N] place of each row's first action token."""
     return batch.action_mask.int().argmax(1)
+
+
+def tokens_of(batch: Batch, contexts: Sequence[Sequence[Context]]) -> int:
+    """How many tokens are read: every context, and after each the row from its first action on."""
+    rests = (batch.length - starts(batch)).tolist()
+    return sum(len(context.ids) + rest for found, rest in zip(contexts, rests, strict=True) for context in found)
 
 
 def reread(batch: Batch, contexts: Sequence[Sequence[int]]) -> tuple[Batch, Tensor]:
