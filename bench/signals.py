@@ -213,15 +213,24 @@ def told(stage: Path) -> dict[str, Any]:
     return kept
 
 
+def start_model(name: str) -> str:
+    """Path of a setting's start model, made unless it is there to its last step."""
+    raw = yaml.safe_load((ROOT / SETTINGS[name].recipe).read_text())
+    return str(finished(raw | {"name": "start", "stages": raw["stages"][:1]}, folder_of(name))[0])
+
+
+def folder_of(name: str) -> Path:
+    """Settings of one recipe have one start model."""
+    return RUNS / Path(SETTINGS[name].recipe).stem
+
+
 def start(name: str) -> dict[str, str]:
-    """Paths of the start model and of the experts, made unless they are there to their last step."""
-    setting = SETTINGS[name]
-    raw, folder = yaml.safe_load((ROOT / setting.recipe).read_text()), RUNS / Path(setting.recipe).stem
-    paths = {"start": str(finished(raw | {"name": "start", "stages": raw["stages"][:1]}, folder)[0])}
+    """Paths of the start model and of the experts, made likewise."""
+    setting, paths = SETTINGS[name], {"start": start_model(name)}
     known = {line["label"] for line in results(name)}
     for label in setting.experts:
         recipe = recipe_of(setting, label, RATES[1], 200, paths)
-        path, minutes = finished(recipe, folder)
+        path, minutes = finished(recipe, folder_of(name))
         paths[label] = str(path)
         if label not in known:
             keep(name, {"label": label, "rate": RATES[1], "seed": 200} | told(path.parents[1]) | {"minutes": minutes})

@@ -7,7 +7,7 @@ import torch
 
 import tropism
 import world
-from test_resume import same, train_until
+from again import same, train_until
 from tropism.methods import METHODS
 from tropism.record import Run
 from tropism.teacher import teacher_of

@@ -1,0 +1,99 @@
+"""How long a step of each method takes, over GRPO's, and why: python bench/methods.py [--steps 6] [--json]
+
+The start model of bench/signals.py, its sums, one thread; a few steps of each method in turn, twice over, the first
+step of each run left out. The learning rate is so small that all of them draw much the same replies, so what differs
+is what the teacher reads, what is measured, and the update. Tokens are those of one step: `student` the rows that are
+learned from, `teacher` what teachers read. Shares of a step are those of the method's own median step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.append(str(Path(__file__).parent))
+import signals
+
+PARTS = ("draw", "measure", "update")
+TALK = {"recipes/talk.py:Talk": signals.SUMS}
+
+
+def arms() -> dict[str, signals.Stage]:
+    """Method -> the stage's method, environment and judge. Expert teachers are the student as it started."""
+    found = json.loads(json.dumps(signals.SETTINGS["sums"].arms).replace(signals.EXPERT, "frozen"))
+    found |= {name: signals.arm(name, teacher={"who": "frozen"}) for name in ("mopd",)}
+    full = {"who": "frozen", "top_k": "all"}
+    found |= {"opd, all tokens": signals.arm("opd", teacher=full)}
+    for name, reads in (("follow_up", "follow_up"), ("openclaw", "hint")):
+        found[name] = signals.arm(name, reads) | {"env": TALK, "judge": {"who": "recipes/talk.py:judge"}}
+    return {"grpo": found.pop("grpo"), "grpo in talk": signals.arm("grpo", env=TALK)} | found
+
+
+def steps_of(stage: signals.Stage, model: str, steps: int, folder: Path) -> list[dict[str, float]]:
+    """Metrics of each step but the first."""
+    stage = {"name": "rl", "env": {"reasoning": signals.SUMS}, "success": {"part": "correct"}} | stage
+    train = {"steps": steps, "save_every": 0, "learning_rate": 1e-9}
+    stage |= {"sampling": {"groups": 16, "group_size": 8, "max_tokens": 48}, "train": train}
+    (options,) = stage["method"].values()
+    if "reads" in options.get("teacher", {}):
+        options["teacher"] = options["teacher"] | {"must_add": -1}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"name": "run", "model": model, "output": str(folder), "stages": [stage]}))
+    command = [sys.executable, "-m", "tropism", "train", str(path), "--fresh"]
+    done = subprocess.run(command, cwd=signals.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    if done.returncode:
+        raise SystemExit(done.stderr.decode()[-2000:])
+    lines = (folder / "run" / "rl" / "metrics.jsonl").read_text().splitlines()
+    return [line for text in lines if "time/update" in (line := json.loads(text)) and line["step"] > 1]
+
+
+def line_of(name: str, found: list[dict[str, float]], grpo: float) -> dict[str, Any]:
+    def median(key: str) -> float:
+        return statistics.median(step.get(key, 0.0) for step in found)
+
+    step = median("time/step")
+    shares = {part: round(median(f"time/{part}") / step, 2) for part in PARTS}
+    return {
+        "method": name,
+        "seconds": round(step, 3),
+        "over grpo": round(step / (grpo or step), 2),
+        "student": int(found[-1]["num_tokens"] / found[-1]["step"]),
+        "teacher": int(median("teacher/tokens")),
+    } | shares
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    found: dict[str, list[dict[str, float]]] = {}
+    model = signals.start_model("sums")
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2):
+            for name, stage in arms().items():
+                found.setdefault(name, []).extend(steps_of(stage, model, given.steps, Path(folder)))
+    lines = []
+    for name, steps in found.items():
+        base = "grpo in talk" if name in ("grpo in talk", "follow_up", "openclaw") else "grpo"
+        lines.append(line_of(name, steps, statistics.median(step["time/step"] for step in found[base])))
+    if given.json:
+        print(json.dumps(lines, indent=1))
+        return 0
+    print("| " + " | ".join(lines[0]) + " |\n" + "|---" * len(lines[0]) + "|")
+    for line in lines:
+        print("| " + " | ".join(str(value) for value in line.values()) + " |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Runs that die, and what must be the same after they were resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import tropism
+import world
+from tropism.record import Run
+from tropism.training import checkpoint, learn
+
+RECIPES = {"grpo": world.grpo, "ppo": world.ppo, "sft": world.sft}
+
+
+class Killed(BaseException):
+    """Nothing catches this, so the run ends as if the process had."""
+
+
+def contents(run: Path, stage: str) -> dict:
+    """All of a stage that must not depend on kills."""
+    record = Run(run / stage)
+    last = checkpoint.latest(record.checkpoints_dir)
+    lines = [{name: value for name, value in line.items() if "time/" not in name} for line in record.metrics()]
+    kinds = ("train", "eval")
+    return {
+        "weights": (last / "model.safetensors").read_bytes(),
+        "state": json.loads((last / "state" / "trainer.json").read_text()),
+        "critic": {name: value.tolist() for name, value in critic_of(last).items()},
+        "checkpoints": sorted(checkpoint.saved_in(record.checkpoints_dir)),
+        "metrics": lines,
+        "rollouts": {(k, n): record.rollouts(n, k).to_pylist() for k in kinds for n in record.recorded(k)},
+        "best": record.notes()["best"],
+    }
+
+
+def critic_of(last: Path) -> Mapping[str, Tensor]:
+    """Weights of the value head beside a checkpoint; none where the method has none."""
+    path = last / "state" / "critic.pt"
+    return torch.load(path) if path.exists() else {}
+
+
+def same(run: Path, other: Path, stage: str) -> None:
+    found, wanted = contents(run, stage), contents(other, stage)
+    for part in wanted:
+        assert found[part] == wanted[part], part
+
+
+NAME = {"grpo": "rl", "ppo": "rl", "sft": "demos"}
+
+
+def train_until(recipe: object, step: int, monkeypatch, **how) -> None:
+    """Train until `step` steps are finished and the next one's update is due, then stop dead."""
+    real = learn.update
+
+    def update(batch, *args, **kwargs):
+        if batch.step == step:
+            raise Killed
+        return real(batch, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learn, "update", update)
+        with pytest.raises(Killed):
+            tropism.train(recipe, quiet=True, **how)
