@@ -85,6 +85,31 @@ def table(arms: Arms, level: float) -> Iterator[str]:
         yield f"| {label} | {runs[0]['rate']:g} | {means} | {min(ends):.3f} | {reached} | {lengths:.0f} |"
 
 
+def second_table(arms: Arms, base: str = "grpo") -> Iterator[str]:
+    """A row per arm: trust in its teacher, how its style moved, and where its curve lies below the base's."""
+    yield f"| method, teacher | mean trust | most trust | slope | commas | collapsed | steps below {base} |"
+    yield "|---|---|---|---|---|---|---|"
+    for label, runs in arms.items():
+        trust = [line["gate/trust"] for line in runs if "gate/trust" in line]
+        slopes = [line["gate/slope"][-1] for line in runs if "gate/slope" in line]
+        told = (
+            [f"{statistics.fmean(map(statistics.fmean, trust)):.2f}", f"{max(map(max, trust)):.2f}"]
+            if trust
+            else ["", ""]
+        )
+        told.append(f"{statistics.fmean(slopes):.2f}" if slopes else "")
+        first, last = ([share_of_commas(line, k) for line in runs] for k in (0, 1))
+        told.append(f"{statistics.fmean(first):.2f} to {statistics.fmean(last):.2f} ({max(last):.2f})")
+        told.append(str(sum(line["held_out"][-1] < 0.5 for line in runs)))
+        told.append(", ".join(map(str, below(runs, arms[base]))) or "none")
+        yield f"| {label} | {' | '.join(told)} |"
+
+
+def share_of_commas(line: Line, which: int) -> float:
+    """Of the gaps between steps, before (0) or after (1) the run; where no gap was written, none is a comma."""
+    return float(line["eval/commas"][which] / (line["eval/gaps"][which] or 1.0))
+
+
 def figure(title: str, arms: Arms) -> str:
     """Mean success over steps, a line per arm."""
     series = {}

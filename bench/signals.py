@@ -304,6 +304,8 @@ def main() -> int:
         run(name, [(label, rate, seed) for label, rate in rates.items() for seed in setting.seeds], paths, given.jobs)
     found = curves.chosen(results(name), chosen_rates(name), setting.seeds)
     print("\n".join(curves.table(found, setting.level)))
+    if name == "hints":
+        print("", *curves.second_table(found), sep="\n")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.svg").write_text(curves.figure(f"success on {name}, by step", found))
     return 0
