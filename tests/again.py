@@ -12,8 +12,8 @@ from torch import Tensor
 
 import tropism
 import world
-from tropism.record import Run
-from tropism.training import checkpoint, learn
+from tropism.record import Run, latest, saved_in
+from tropism.training import learn
 
 RECIPES = {"grpo": world.grpo, "ppo": world.ppo, "sft": world.sft}
 
@@ -25,14 +25,14 @@ class Killed(BaseException):
 def contents(run: Path, stage: str) -> dict:
     """All of a stage that must not depend on kills."""
     record = Run(run / stage)
-    last = checkpoint.latest(record.checkpoints_dir)
+    last = latest(record.checkpoints_dir)
     lines = [{name: value for name, value in line.items() if "time/" not in name} for line in record.metrics()]
     kinds = ("train", "eval")
     return {
         "weights": (last / "model.safetensors").read_bytes(),
         "state": json.loads((last / "state" / "trainer.json").read_text()),
         "critic": {name: value.tolist() for name, value in critic_of(last).items()},
-        "checkpoints": sorted(checkpoint.saved_in(record.checkpoints_dir)),
+        "checkpoints": sorted(saved_in(record.checkpoints_dir)),
         "metrics": lines,
         "rollouts": {(k, n): record.rollouts(n, k).to_pylist() for k in kinds for n in record.recorded(k)},
         "best": record.notes()["best"],

@@ -12,8 +12,7 @@ import yaml
 
 import world
 from tropism.cli import main
-from tropism.record import Run
-from tropism.training import checkpoint
+from tropism.record import Run, latest
 from tropism.training.model import load_policy
 
 HERE = world.HERE
@@ -245,7 +244,7 @@ def test_a_reward_that_breaks_down_loses_nothing(train, tmp_path, monkeypatch):
     code, said = train(recipe)
     record = Run(tmp_path / "run" / "rl")
     assert code == 4 and "ConnectionError: the judge does not answer" in said and "--resume" in said
-    assert checkpoint.latest(record.checkpoints_dir).name == "checkpoint-4" and record.recorded() == [1, 2, 3, 4, 5]
+    assert latest(record.checkpoints_dir).name == "checkpoint-4" and record.recorded() == [1, 2, 3, 4, 5]
     monkeypatch.setenv("WORLD_WELL", "1")
     assert train(recipe, "--resume")[0] == 0
     assert [line["step"] for line in record.metrics()] == [1, 2, 3, 4, 5, 6, 7]
@@ -259,7 +258,7 @@ def test_rewards_that_are_all_equal_stop_the_run_and_are_shown(train, tmp_path):
     record = Run(tmp_path / "run" / "rl")
     assert code == 4 and "the last 3 steps taught nothing" in said and "6 × 0.25" in said
     assert said.count("\n  task seed") == 4 and "reward 0.25, {'low':" in said
-    assert checkpoint.latest(record.checkpoints_dir).name == "checkpoint-3"
+    assert latest(record.checkpoints_dir).name == "checkpoint-3"
 
 
 def test_a_run_of_which_every_update_was_skipped_has_failed(train, tmp_path):

@@ -26,7 +26,7 @@ from again import NAME, RECIPES, Killed, contents, same, train_until
 from tropism.config import Model
 from tropism.maths.reduce import spread
 from tropism.methods.grpo import GRPO
-from tropism.record import Run
+from tropism.record import Run, latest
 from tropism.training import checkpoint, learn
 from tropism.training.model import load_policy
 from tropism.training.optim import AdamW
@@ -144,8 +144,8 @@ def test_the_runs_that_are_compared_learn_and_evaluate_something(whole):
         losses = {line["loss"] for line in record["metrics"] if "loss" in line}
         assert len(losses) == 7 and record["state"]["updates"] == (7 if kind == "sft" else 14)
         assert [line["step"] for line in record["metrics"] if "eval/low" in line] == [0, 2, 4, 6, 7]
-    weights = load_file(checkpoint.latest(Run(whole["grpo"] / "rl").checkpoints_dir) / "model.safetensors")
-    start = load_file(checkpoint.latest(Run(whole["sft"] / "demos").checkpoints_dir) / "model.safetensors")
+    weights = load_file(latest(Run(whole["grpo"] / "rl").checkpoints_dir) / "model.safetensors")
+    start = load_file(latest(Run(whole["sft"] / "demos").checkpoints_dir) / "model.safetensors")
     assert any((weights[name] - start[name]).abs().max() > 1e-3 for name in weights)
     assert {kind: bool(contents(run, NAME[kind])["critic"]) for kind, run in whole.items()} == {
         "grpo": False,
@@ -163,7 +163,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(kind, place, killed, whole):
     assert logged == (6 if torn else STEP)
     assert (record.checkpoints_dir / ".partial-6").exists() == torn
     # With step 4 the best evaluation so far there is a checkpoint of it beside those of every third step.
-    start = int(checkpoint.latest(record.checkpoints_dir).name.removeprefix("checkpoint-"))
+    start = int(latest(record.checkpoints_dir).name.removeprefix("checkpoint-"))
     assert start in (3, 4) and start <= logged
     tropism.train(RECIPES[kind](folder), resume=True, quiet=True)
     same(folder / "run", whole[kind], NAME[kind])
@@ -237,7 +237,7 @@ def test_memory_and_the_codes_of_domains_come_back(tmp_path, monkeypatch):
     tropism.train(recipe(tmp_path / "whole"), quiet=True)
     train_until(recipe(tmp_path / "dead"), 4, monkeypatch)
     record = Run(tmp_path / "dead" / "run" / "rl")
-    saved = torch.load(record.checkpoints_dir / "checkpoint-3" / checkpoint.FILE, weights_only=False)
+    saved = torch.load(record.checkpoints_dir / "checkpoint-3" / checkpoint.STATE, weights_only=False)
     assert saved["memory"]["mean"] != 0
     tropism.train(recipe(tmp_path / "dead"), resume=True, quiet=True)
     same(tmp_path / "dead" / "run", tmp_path / "whole" / "run", "rl")
@@ -257,7 +257,7 @@ def test_what_a_method_has_learned_of_its_teacher_comes_back(tmp_path, monkeypat
     for step in (1, 5):
         train_until(recipe(tmp_path / "dead"), step, monkeypatch, resume=step > 1)
     record = Run(tmp_path / "dead" / "run" / "rl")
-    saved = torch.load(record.checkpoints_dir / "checkpoint-3" / checkpoint.FILE, weights_only=False)["memory"]
+    saved = torch.load(record.checkpoints_dir / "checkpoint-3" / checkpoint.STATE, weights_only=False)["memory"]
     assert saved["tokens"][:, 0].unique().tolist() == [0, 1, 2] and len(saved["groups"]) > 0 and saved["fit"][0] != 0
     tropism.train(recipe(tmp_path / "dead"), resume=True, quiet=True)
     same(tmp_path / "dead" / "run", tmp_path / "whole" / "run", "rl")

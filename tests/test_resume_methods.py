@@ -9,9 +9,8 @@ import tropism
 import world
 from again import same, train_until
 from tropism.methods import METHODS
-from tropism.record import Run
+from tropism.record import Run, latest
 from tropism.teacher import teacher_of
-from tropism.training import checkpoint
 
 READS = {"reads": ["answer"], "must_add": -1, "closing": ""}
 TEACHER = {
@@ -56,7 +55,7 @@ def test_a_method_that_is_killed_ends_as_if_it_had_not_been(name, tmp_path, monk
     record = Run(tmp_path / "whole" / "run" / "rl")
     losses = [line["loss"] for line in record.metrics() if "loss" in line]
     assert len(losses) == 4 and (len(set(losses)) > 1 or name in ("reinforce", "rloo"))
-    ends = [checkpoint.latest(Run(tmp_path / way / "run" / "rl").checkpoints_dir) for way in ("whole", "dead")]
+    ends = [latest(Run(tmp_path / way / "run" / "rl").checkpoints_dir) for way in ("whole", "dead")]
     teacher = teacher_of(METHODS[name]())
     shares = [line["teacher/share"] for line in record.metrics() if "teacher/share" in line]
     assert bool(shares) == (teacher is not None) and (not shares or max(shares) > 0)

@@ -16,7 +16,7 @@ import world
 from again import NAME, Killed, contents, same, train_until
 from tropism.config import Model, Train
 from tropism.errors import ConfigError
-from tropism.record import Run
+from tropism.record import Run, saved_in
 from tropism.training import checkpoint
 from tropism.training import run as training
 from tropism.training.model import load_policy
@@ -138,7 +138,7 @@ def test_a_checkpoint_is_on_disk_with_its_folder_s_entries_before_it_has_its_nam
     monkeypatch.setattr(os, "replace", replace)
     policy = load_policy(Model(**world.MODEL))
     checkpoint.save(tmp_path, policy, AdamW(policy.module, Train()), checkpoint.State())
-    assert flushed[-1] == tmp_path and (tmp_path / "checkpoint-0" / checkpoint.FILE).exists()
+    assert flushed[-1] == tmp_path and (tmp_path / "checkpoint-0" / checkpoint.STATE).exists()
 
 
 def test_the_best_checkpoint_is_kept_and_is_the_best(whole):
@@ -147,4 +147,4 @@ def test_the_best_checkpoint_is_kept_and_is_the_best(whole):
         values = {line["step"]: line["eval/low"] for line in record.metrics() if "eval/low" in line}
         best = record.notes()["best"]
         assert best == {"metric": "eval/low", "value": max(values.values()), "step": max(values, key=values.get)}
-        assert best["step"] == 0 or best["step"] in checkpoint.saved_in(record.checkpoints_dir)
+        assert best["step"] == 0 or best["step"] in saved_in(record.checkpoints_dir)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,11 @@ from tropism import recipe as recipes
 from tropism.config import Eval, Model, Named, Recipe, Sampling
 from tropism.errors import ConfigError
 from tropism.methods import METHODS
-from tropism.record import Run, Watcher, stages_of
+from tropism.record import Run, Watcher, last_checkpoint, stages_of
 from tropism.training import run as training
-from tropism.training.checkpoint import latest
 from tropism.training.evaluate import Evaluation
 from tropism.training.examine import examine
-from tropism.training.model import Policy, load_policy
+from tropism.training.model import load_policy
 from tropism.training.scoring import parts_of, per_reply
 from tropism.types import Failure, Prompt, SamplingParams, seed_of
 from tropism.view.progress import Progress
@@ -114,12 +113,6 @@ def before_and_after(runs: tuple[Run, ...]) -> tuple[tuple[str, ...], list[tuple
     return ("held out", "before", "after"), []
 
 
-def last_checkpoint(runs: Sequence[Run]) -> Path | None:
-    """Of the last stage that has one."""
-    ends = [end for run in runs if (end := latest(run.checkpoints_dir)) is not None]
-    return ends[-1] if ends else None
-
-
 def report(path: str | Path) -> Path:
     """Write report.html of a run, or of one stage, from its record; in words once a checkpoint holds the tokenizer."""
     from transformers import AutoTokenizer
@@ -157,17 +150,6 @@ class Together:
             watcher.end(stage)
 
 
-def open_model(model: str | Path, device: str = "auto", seed: int = 0) -> Policy:
-    """A model directory, hub id or preset; a run or one of its stages stands for its last checkpoint."""
-    path = Path(model)
-    if path.is_dir() and not (path / "config.json").exists():
-        end = last_checkpoint(stages_of(path))
-        if end is None:
-            raise ConfigError(f"{model} holds neither a model (config.json) nor a run with a checkpoint.")
-        model = end
-    return load_policy(Model(path=str(model), device=device), seed)
-
-
 def evaluate(
     model: str | Path,
     env: str,
@@ -186,7 +168,7 @@ def evaluate(
     from tropism.envs import open_source
     from tropism.rewards.score import score
 
-    policy = open_model(model, device, seed)
+    policy = load_policy(Model(path=str(model), device=device), seed)
     named = Named(name=env, options=options or {})
     source = open_source(env, named.options, split="test", seed=seed)
     parts = parts_of(source)
@@ -222,7 +204,7 @@ class Chat:
         seed: int = 0,
         device: str = "auto",
     ) -> None:
-        self.policy = open_model(model, device, seed)
+        self.policy = load_policy(Model(path=str(model), device=device), seed)
         self.params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
         self.asked = 0
 

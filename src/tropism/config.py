@@ -24,7 +24,8 @@ class Model:
     """The policy: what it is made from and how it computes."""
 
     path: str = "tiny"
-    """A preset (tiny, tiny-llama, tiny-mistral, tiny-gemma, tiny-gpt2), a local model directory, or a hub id."""
+    """A preset (tiny, tiny-llama, tiny-mistral, tiny-gemma, tiny-gpt2), a local model directory, a hub id, or a run or
+    one of its stages, whose last checkpoint is meant."""
     shape: Mapping[str, Any] = field(default_factory=dict)
     """Overrides of a preset's configuration, such as hidden_size: 256."""
     device: str = "auto"

@@ -19,6 +19,7 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -306,3 +307,31 @@ def stages_of(run: Path) -> list[Run]:
         raise ConfigError(f"{run} holds no run: there is no config.yaml in it or in a folder of it.")
     names = [stage["name"] for stage in next(iter(found.values())).config.get("stages", [])]
     return [found[name] for name in dict.fromkeys([*names, *found]) if name in found]
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+STATE = Path("state") / "trainer.pt"
+"""Where a checkpoint keeps what only training needs; it is written last."""
+
+
+def latest(path: Path) -> Path | None:
+    """The newest whole checkpoint in a directory of checkpoints."""
+    found = saved_in(path)
+    return found[max(found)] if found else None
+
+
+def saved_in(path: Path) -> dict[int, Path]:
+    """Step -> checkpoint."""
+    if not path.is_dir():
+        return {}
+    named = ((CHECKPOINT.fullmatch(entry.name), entry) for entry in path.iterdir())
+    return {int(match[1]): entry for match, entry in named if match and (entry / STATE).exists()}
+
+
+def last_checkpoint(runs: Sequence[Run]) -> Path | None:
+    """Of the last stage that has one."""
+    ends = [end for run in runs if (end := latest(run.checkpoints_dir)) is not None]
+    return ends[-1] if ends else None

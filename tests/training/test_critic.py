@@ -8,8 +8,8 @@ import tropism
 import world
 from tropism.config import Model
 from tropism.methods.ppo import PPO
-from tropism.record import Run
-from tropism.training import checkpoint, learn, run
+from tropism.record import Run, latest
+from tropism.training import learn, run
 from tropism.training.model import load_policy
 
 LONG = {
@@ -56,7 +56,7 @@ def test_head_and_body_both_move_and_start_from_what_was_measured(tmp_path, monk
     assert credit.target.shape == first.tokens.shape and (credit.target[first.action_mask] != 0).any()
     assert (second.value[second.action_mask] != 0).all() and (second.last_value != 0).all()
     assert first.proximal_logp is first.behavior_logp  # the critic's pass does not replace the sampler's numbers
-    last = checkpoint.latest(Run(path / "rl").checkpoints_dir)
+    last = latest(Run(path / "rl").checkpoints_dir)
     critic = torch.load(last / "state" / "critic.pt")
     assert {name: tuple(value.shape) for name, value in critic.items()} == {"weight": (1, 32), "bias": (1,)}
     assert (critic["weight"] != 0).any() and (critic["bias"] != 0).any()
@@ -81,7 +81,7 @@ def test_the_start_up_checks_leave_no_gradient_behind(tmp_path, monkeypatch):
 
 def test_the_checkpoint_of_a_policy_with_a_critic_is_an_ordinary_model(tmp_path):
     path = tropism.train(recipe(tmp_path, train={"steps": 1}, eval={"every": 0}), quiet=True).path
-    last = checkpoint.latest(Run(path / "rl").checkpoints_dir)
+    last = latest(Run(path / "rl").checkpoints_dir)
     policy = load_policy(Model(path=str(last), device="cpu"))
     assert policy.critic is None and not any("critic" in name for name in load_file(last / "model.safetensors"))
 

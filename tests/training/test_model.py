@@ -8,9 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import tropism
+import world
 from small import FAMILIES, GPT2, SHAPE, rollout, small, turn
 from tropism.config import Model, Train
 from tropism.errors import ConfigError
+from tropism.record import Run, latest
 from tropism.training.collate import collate
 from tropism.training.model import load_policy
 from tropism.types import SamplingParams
@@ -109,7 +112,7 @@ def test_a_directory_that_does_not_exist_is_refused(path, monkeypatch):
 
 
 def test_a_directory_that_is_no_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"has no config\.json"):
+    with pytest.raises(ConfigError, match=r"neither a model"):
         load_policy(Model(path=str(tmp_path)))
 
 
@@ -343,3 +346,11 @@ def test_a_model_that_caps_its_logits_is_asked_for_them_whole():
         unkept = policy.forward(batch())
     kept = policy.forward(batch())
     assert torch.allclose(unkept.logp, kept.logp, atol=1e-6) and kept.logp.requires_grad
+
+
+def test_a_run_or_a_stage_stands_for_its_last_checkpoint(tmp_path):
+    run = tropism.train(world.sft(tmp_path / "made"), quiet=True).path
+    last = latest(Run(run / "demos").checkpoints_dir)
+    weights = [load_policy(Model(path=str(path))).module.state_dict() for path in (run, run / "demos", last)]
+    for other in weights[1:]:
+        torch.testing.assert_close(weights[0], other, rtol=0, atol=0)

@@ -285,7 +285,7 @@ def test_a_path_without_a_model_is_refused(who, tmp_path):
 
 def test_a_directory_that_holds_no_model_and_a_word_that_is_none_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    refused(tmp_path, str(tmp_path / "empty"), "cannot be opened: .* has no config.json.* Give the directory or hub id")
+    refused(tmp_path, str(tmp_path / "empty"), "cannot be opened: .* holds neither .* Give the directory or hub id")
     refused(tmp_path, dict.fromkeys("abc", "./frozen"), "The student itself is live, frozen, ema, synced: as teach")
 
 

@@ -47,8 +47,9 @@ class Tutor:
 
         Returns:
             metrics: shares of rows that had a teacher, whose context was cut, whose numbers were not finite; how many
-            tokens it read, over all its passes; and the mean of log proximal - log teacher over tokens that had one; with several teachers that of each domain
-            too, and how many tokens a row of it has: a wrong route is a domain whose gap does not fall.
+            tokens it read, over all its passes; and the mean of log proximal - log teacher over tokens that had one,
+            with several teachers for each domain too, and how many tokens a row of it has: a wrong route is a domain
+            whose gap does not fall.
         """
         names = [*self.teacher.reads, *self.teacher.against]
         told = [available(opening, names) for opening in openings]

@@ -27,12 +27,10 @@ import torch
 from torch import Tensor
 
 from tropism.errors import TropismError
-from tropism.record import saving
+from tropism.record import STATE, saved_in, saving
 from tropism.signals.teacher import Tutor
 from tropism.training.model import Policy
 from tropism.training.optim import AdamW
-
-NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass
@@ -90,7 +88,7 @@ def write(partial: Path, policy: Policy, optimizer: AdamW, state: State, tutor: 
         dump(policy.module.state_dict(), partial / EXACT)
     for name, module in beside(policy, tutor).items():
         dump(module.state_dict(), partial / "state" / f"{name}.pt")
-    dump(trainer, partial / FILE)
+    dump(trainer, partial / STATE)
     (partial / "state" / "trainer.json").write_text(json.dumps(facts, indent=1))
     for file in partial.rglob("*"):
         if file.is_file():
@@ -132,7 +130,6 @@ def disk_errors() -> Iterator[None]:
 
 PARTIAL = ".partial-"
 EXACT = Path("state") / "weights.pt"
-FILE = Path("state") / "trainer.pt"
 
 
 def restore(path: Path, policy: Policy, optimizer: AdamW, tutor: Tutor | None = None) -> State:
@@ -147,25 +144,11 @@ def restore(path: Path, policy: Policy, optimizer: AdamW, tutor: Tutor | None = 
         load_model(policy.module, path / "model.safetensors", device=str(device))
     for name, module in beside(policy, tutor).items():
         module.load_state_dict(torch.load(path / "state" / f"{name}.pt", map_location=device, weights_only=True))
-    saved = torch.load(path / FILE, map_location="cpu", weights_only=False)
+    saved = torch.load(path / STATE, map_location="cpu", weights_only=False)
     optimizer.load_state_dict(saved["optimizer"])
     set_generators(saved["random"])
     facts = json.loads((path / "state" / "trainer.json").read_text())
     return State(**facts, memory={name: value.to(device) for name, value in saved["memory"].items()})
-
-
-def latest(path: Path) -> Path | None:
-    """The newest whole checkpoint in a directory of checkpoints."""
-    found = saved_in(path)
-    return found[max(found)] if found else None
-
-
-def saved_in(path: Path) -> dict[int, Path]:
-    """Step -> checkpoint."""
-    if not path.is_dir():
-        return {}
-    named = ((NAME.fullmatch(entry.name), entry) for entry in path.iterdir())
-    return {int(match[1]): entry for match, entry in named if match and (entry / FILE).exists()}
 
 
 def prune(path: Path, keep: int, best_step: int | None) -> None:

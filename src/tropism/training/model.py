@@ -19,6 +19,7 @@ from torch import Tensor
 from tropism.config import Model, Train
 from tropism.errors import ConfigError
 from tropism.maths.logp import entropy, log_softmax, of_tokens, of_topk, placed, predicting
+from tropism.record import last_checkpoint, stages_of
 from tropism.rollout.render import Render
 from tropism.rollout.sampler import Local
 from tropism.signals.frozen import Forward
@@ -257,14 +258,13 @@ def byte_tokenizer() -> Any:
 
 
 def pretrained(path: str) -> tuple[Any, Any]:
-    """(model, tokenizer) of a local directory or hub id; both are needed, and said so."""
+    """(model, tokenizer) of a local directory, hub id, run or stage; both are needed, and said so."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    path = trained(path)
     local = Path(path)
     if (os.sep in path or path.startswith(".")) and not local.is_dir() and path.count("/") != 1:
         raise ConfigError(f"model.path is {path!r}, but there is no such directory. Presets: {', '.join(PRESETS)}.")
-    if local.is_dir() and not (local / "config.json").exists():
-        raise ConfigError(f"{path} has no config.json, so it is not a model directory. Name the checkpoint itself.")
     try:
         module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     except Exception as error:  # somebody else's files raise anything
@@ -279,6 +279,20 @@ def pretrained(path: str) -> tuple[Any, Any]:
             f"{first_line(error)} Copy tokenizer.json and tokenizer_config.json into the directory."
         ) from error
     return module, tokenizer
+
+
+def trained(path: str) -> str:
+    """A run or one of its stages stands for its last checkpoint; any other path for itself."""
+    local = Path(path)
+    if not local.is_dir() or (local / "config.json").exists():
+        return path
+    runs = stages_of(local) if any((*local.glob("config.yaml"), *local.glob("*/config.yaml"))) else []
+    end = last_checkpoint(runs)
+    if end is None:
+        raise ConfigError(
+            f"{path} holds neither a model (config.json) nor a run with a checkpoint. Name a directory that does."
+        )
+    return str(end)
 
 
 def first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from tropism.config import Model, Named, Recipe, Stage
 from tropism.envs import open_source
 from tropism.envs.rows import read_rows
 from tropism.errors import ConfigError, TropismError
-from tropism.record import Run, Watcher
+from tropism.record import Run, Watcher, latest, saved_in
 from tropism.signals.frozen import MEASURED, TAUGHT
 from tropism.signals.judge import Panel
 from tropism.teacher import teacher_of
@@ -75,7 +75,7 @@ def run(recipe: Recipe, watcher: Watcher, *, resume: bool = False, fresh: bool =
         record = resumable.get(stage.name)
         trained += run_stage(recipe, stage, model, path / stage.name, record, watcher)
         runs.append(Run(path / stage.name))
-        last = checkpoint.latest(runs[-1].checkpoints_dir)
+        last = latest(runs[-1].checkpoints_dir)
         assert last is not None
         model = replace(recipe.model, path=str(last), shape={})
     # Killed after the last checkpoint, a run still lacks its table and report, which the caller makes from this result.
@@ -85,13 +85,13 @@ def run(recipe: Recipe, watcher: Watcher, *, resume: bool = False, fresh: bool =
             "run from it: model.path=… name=…"
         )
     best = runs[-1].notes().get("best", {}).get("step")
-    found = checkpoint.saved_in(runs[-1].checkpoints_dir)
+    found = saved_in(runs[-1].checkpoints_dir)
     return Result(path, Path(model.path), found.get(best), tuple(runs))
 
 
 def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Run | None, watcher: Watcher) -> int:
     """One stage; returns how many steps it trained now."""
-    start = checkpoint.latest(record.checkpoints_dir) if record else None
+    start = latest(record.checkpoints_dir) if record else None
     if start is not None and start.name == f"checkpoint-{stage.train.steps}":
         return 0
     if stage.train.threads:
