@@ -42,7 +42,7 @@ def steps_of(stage: signals.Stage, model: str, steps: int, folder: Path) -> list
     """Metrics of each step but the first."""
     stage = {"name": "rl", "env": {"reasoning": signals.SUMS}, "success": {"part": "correct"}} | stage
     train = {"steps": steps, "save_every": 0, "learning_rate": 1e-9}
-    stage |= {"sampling": {"groups": 16, "group_size": 8, "max_tokens": 48}, "train": train}
+    stage |= {"sampling": {"groups": 16, "group_size": 8, "max_tokens": 64}, "train": train}
     (options,) = stage["method"].values()
     if "reads" in options.get("teacher", {}):
         options["teacher"] = options["teacher"] | {"must_add": -1}

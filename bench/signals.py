@@ -1,6 +1,6 @@
 """Every method on one start model, side by side on the cores at hand: python bench/signals.py [SETTING] [--jobs 2]
 
-    sums     every method on sums of five digits
+    sums     every method on sums of six digits
     late     some of them for ten times as long
     hints    teachers that deserve trust and teachers that do not
     talk     sums in a conversation, for what learns from the user's next message
@@ -72,7 +72,7 @@ def arm(method: str, *reads: str, env: Any = None, **options: Any) -> Stage:
     return {"method": {method: options}} | ({"env": env} if env else {})
 
 
-SUMS = {"config": {"min_terms": 5, "max_terms": 5, "min_digits": 1, "max_digits": 1}}
+SUMS = {"config": {"min_terms": 6, "max_terms": 6, "min_digits": 1, "max_digits": 1}}
 REWARD = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "max_rl", "rloo", "reinforce", "reinforce_pp", "ppo")
 CONTRAST = {"against": ["decoy"]}
 FIRST = {"need": "first"}

@@ -182,9 +182,13 @@ def pairs(step: int) -> Batch:
     return rows.replace(episode=number, group=number // 2, success=number % 2 == 0)
 
 
+def in_pairs(method: Method) -> bool:
+    return isinstance(method, Pair) or bool(method.needs.data)
+
+
 def batch_of(method: Method, step: int) -> Batch:
     """With every row's number in `mismatch`, so that a micro-batch tells where it comes from."""
-    batch = pairs(step) if isinstance(method, Pair) else online(step)
+    batch = pairs(step) if in_pairs(method) else online(step)
     return batch.replace(mismatch=torch.arange(len(batch), dtype=torch.float64))
 
 
@@ -307,7 +311,7 @@ def test_mini_batches_are_the_batch_and_no_split_parts_what_belongs_together(nam
         batch = batch_of(method, step)
         whole = sorted(row for k in range(2) for row in mini_batches(*ranks)[2 * n + k])
         assert whole == list(range(len(batch)))
-        together = batch.group if isinstance(method, Pair) else batch.episode
+        together = batch.group if in_pairs(method) else batch.episode
         for rank in ranks:
             pieces = [rows for at, rows in rank["parts"] if at // 2 == n]
             assert all(sum(at == 2 * n + k for at, _ in rank["parts"]) >= 3 for k in range(2))

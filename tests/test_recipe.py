@@ -112,9 +112,16 @@ def test_a_reward_may_be_a_dataclass_that_can_be_called():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_makes_a_recipe_by_name(method):
-    source = "env" if METHODS[method]().needs.sampling else "data.demos"
-    recipe = load(method, [f"{source}=tictactoe"])
-    assert recipe.name == f"{method}-tictactoe" and recipe.stages[0].method == METHODS[method]()
+    needs = METHODS[method]().needs
+    source = "env=tictactoe" if needs.sampling else "data.path=rows.jsonl" if needs.data else "data.demos=tictactoe"
+    recipe = load(method, [source])
+    assert recipe.name.startswith(f"{method}-") and recipe.stages[0].method == METHODS[method]()
+
+
+def test_a_method_of_pairs_is_refused_without_data(tmp_path):
+    for words in (["env=tictactoe"], ["data.demos=tictactoe"]):
+        with pytest.raises(ConfigError, match=r"DPO learns from pairs, which only data can hold.*data: \{path"):
+            load("dpo", words)
 
 
 def test_a_dumped_recipe_resolves_to_itself_through_yaml_too(here):

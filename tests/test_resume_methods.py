@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -25,8 +27,25 @@ TEACHER = {
 """What the teacher of a method reads here; of any other method, the answer, as an average that follows the policy."""
 
 
+def read(name, folder):
+    """The same from data: pairs, or answers with labels; 15 rows, so that a batch reaches into the next epoch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"prompt": f"{n}: ", "chosen": "abc"[n % 3], "rejected": f"no {n}", "margin": 0.1 * n} for n in range(15)]
+    if "labels" in METHODS[name]().needs.data:
+        rows = [{"prompt": f"{n}: ", "completion": "abc"[n % 3], "label": n % 2 > 0} for n in range(15)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = world.sft(folder)
+    (stage,) = made["stages"]
+    stage |= {"name": "rl", "method": name, "data": {"path": str(folder / "rows.jsonl")}}
+    stage["eval"] |= {"env": f"{world.HERE}:World"}
+    stage["train"] |= {"steps": 4, "batch": 6, "save_every": 2}
+    return made
+
+
 def recipe(name, folder):
     method = METHODS[name]()
+    if method.needs.data:
+        return read(name, folder)
     taught = teacher_of(method) is not None
     options = {"teacher": TEACHER.get(name, READS | {"who": "ema"})} if taught else {}
     made = world.grpo(

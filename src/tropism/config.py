@@ -318,6 +318,11 @@ class Stage:
                 f"{self.sampling.group_size}: every advantage would be 0 and nothing would be learned. Use "
                 "group_size >= 2 (8 is a good start)."
             )
+        if self.method.needs.data and (self.data is None or self.data.demos is not None):
+            raise ConfigError(
+                f"{type(self.method).__name__} learns from {' and '.join(self.method.needs.data)}, which only data can "
+                f"hold, but stage {self.name!r} has none. Use data: {{path: …}}."
+            )
         if self.data is not None and self.method.needs.sampling:
             raise ConfigError(
                 f"{type(self.method).__name__} learns from its own rollouts, but stage {self.name!r} has data and no "

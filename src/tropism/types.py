@@ -275,7 +275,7 @@ class Batch:
     last_value: Tensor = ABSENT
     """[N] value after the row's last token."""
     mismatch: Tensor = ABSENT
-    """[N] KTO's z, repeated."""
+    """[N] log p - log q of another row's answer to this row's prompt; KTO's z is their mean over the batch."""
 
     def __post_init__(self) -> None:
         rows, places = self.tokens.shape
@@ -346,8 +346,9 @@ class TokenLoss:
 
     values: Tensor
     """[N, T], with gradient."""
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    """name -> [N, T]; the record shows their mean over action tokens."""
+    metrics: Mapping[str, Tensor | tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """name -> [N, T], or that and where it applies, [N, T] bool; the record shows their mean there, else over action
+    tokens."""
 
 
 # -------------------------------------------------------------------------------------------------------------- methods
@@ -364,6 +365,9 @@ class Needs:
     sampling: frozenset[str] = frozenset()
     """`rollouts`: its own, however few per task; `siblings`: groups of two or more; `contrast`: groups whose rewards
     differ. Without any of these a method can learn from data."""
+    data: frozenset[str] = frozenset()
+    """What data must say, for methods that learn from nothing else: `pairs`, a chosen and a rejected answer; `labels`,
+    whether an answer is desirable."""
 
 
 class Method(Protocol):

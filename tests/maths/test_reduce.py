@@ -3,9 +3,11 @@ import torch
 
 from tropism.maths.reduce import (
     certainty,
+    chosen_minus_rejected,
     constant_mean,
     first_row,
     highest,
+    last_action,
     sequence_mean,
     speaking,
     spread,
@@ -109,3 +111,23 @@ def test_the_highest_share_is_one_of_the_masked_tokens_and_ties_are_kept():
     assert highest(values, mask, share=1.0).equal(mask) and highest(values * 0, mask, share=0.1).equal(mask)
     assert highest(values, mask, share=0.01).sum() == 1
     assert not highest(values, mask & False, share=0.5).any()
+
+
+def test_the_last_action_of_each_row_is_marked_and_nothing_else():
+    mask = torch.tensor([[0, 1, 1, 0], [1, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
+    marked = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
+    assert torch.equal(last_action(mask), marked)
+
+
+def test_a_pair_s_difference_is_told_to_both_rows_in_any_order():
+    values, chosen = torch.tensor([5.0, 1.0, 2.0, 9.0]), torch.tensor([True, False, True, False])
+    assert chosen_minus_rejected(values, chosen, torch.tensor([7, 3, 3, 7])).tolist() == [-4, 1, 1, -4]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "group"),
+    [([True, True], [0, 0]), ([False, False], [0, 0]), ([True, False], [0, 1]), ([True, False, False], [0, 0, 0])],
+)
+def test_what_is_not_a_pair_is_refused(chosen, group):
+    with pytest.raises(ValueError, match="a pair is one chosen and one rejected"):
+        chosen_minus_rejected(torch.ones(len(group)), torch.tensor(chosen), torch.tensor(group))

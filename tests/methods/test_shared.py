@@ -28,19 +28,31 @@ SELECTIVE = (METHODS["reopold"],)
 """Which tokens count is their point; each proves which."""
 
 
+def toy(method):
+    """(weights, batch); for methods that learn from data every row is an answer, and rows 2k and 2k + 1 are a pair."""
+    weights, batch = toy_batch()
+    if method.needs.data:
+        row = torch.arange(len(batch))
+        batch = batch.replace(episode=row, group=row // 2, success=row % 2 == 0, mismatch=row / 10.0)
+    return weights, batch
+
+
 @every
 def test_any_split_into_micro_batches_gives_the_same_gradient(method):
-    weights, batch = toy_batch()
+    weights, batch = toy(method)
     whole = gradient(method, weights, batch)
     assert whole.abs().sum() > 1e-3
-    close(gradient(method, weights, batch, [[0, 2, 3, 6, 1, 5], [4, 9], [7], [8]]), whole)
-    close(gradient(method, weights, batch, [[1, 3], [8], [4, 9], [7, 5, 0], [2, 6]]), whole)
+    splits = [[0, 2, 3, 6, 1, 5], [4, 9], [7], [8]], [[1, 3], [8], [4, 9], [7, 5, 0], [2, 6]]
+    if method.needs.data:
+        splits = [[2, 3, 8, 9], [0, 1], [4, 5, 6, 7]], [[9, 8], [1, 0, 5, 4], [2, 3], [7, 6]]
+    for split in splits:
+        close(gradient(method, weights, batch, split), whole)
 
 
 @every
 def test_nothing_off_the_mask_matters(method):
     """Prompt, padding and what others said: their log-probabilities may be anything finite."""
-    weights, batch = toy_batch()
+    weights, batch = toy(method)
     noise = torch.where(batch.action_mask, 0.0, torch.randn(batch.tokens.shape, dtype=torch.float64))
     fields = ("behavior_logp", "proximal_logp", "reference_logp", "teacher_logp", "value")
     dirty = batch.replace(**{name: getattr(batch, name) + k * noise for k, name in enumerate(fields, 1)})
@@ -49,7 +61,7 @@ def test_nothing_off_the_mask_matters(method):
 
 @every
 def test_order_of_rows_and_numbering_of_groups_and_episodes_do_not_matter(method):
-    weights, batch = toy_batch()
+    weights, batch = toy(method)
     shuffled = batch[torch.tensor([7, 2, 9, 0, 4, 6, 8, 1, 3, 5])]
     renamed = shuffled.replace(group=40 - shuffled.group, episode=100 - 3 * shuffled.episode)
     close(gradient(method, weights, renamed), gradient(method, weights, batch))
@@ -57,27 +69,29 @@ def test_order_of_rows_and_numbering_of_groups_and_episodes_do_not_matter(method
 
 @every
 def test_the_loss_is_per_token_and_so_are_its_metrics(method):
-    weights, batch = toy_batch()
+    weights, batch = toy(method)
     loss = method.loss(forward(weights, batch), batch, method.credit(batch))
-    for values in (loss.values, method.weights(batch), *loss.metrics.values()):
+    metrics = [given if isinstance(given, tuple) else (given, batch.action_mask) for given in loss.metrics.values()]
+    assert all(where.dtype == torch.bool and not (where & ~batch.action_mask).any() for _, where in metrics)
+    for values in (loss.values, method.weights(batch), *(value for value, _ in metrics)):
         assert values.shape == batch.tokens.shape
         assert values.isfinite().all() and values.is_floating_point()
-    assert loss.values.requires_grad and not any(values.requires_grad for values in loss.metrics.values())
+    assert loss.values.requires_grad and not any(value.requires_grad for value, _ in metrics)
 
 
 @every
 def test_credit_has_no_gradient_and_weights_are_zero_off_the_mask(method):
-    _, batch = toy_batch()
+    _, batch = toy(method)
     assert not method.credit(batch).advantage.requires_grad
     assert (method.weights(batch)[~batch.action_mask] == 0).all()
     taught = batch.has_teacher[:, None] if "has_teacher" in method.needs.measured else True
     counted = method.weights(batch)[batch.action_mask & taught] > 0
-    assert counted.any() if isinstance(method, SELECTIVE) else counted.all()
+    assert counted.any() if isinstance(method, SELECTIVE) or method.needs.data else counted.all()
 
 
 @pytest.mark.parametrize("method", [m for m in EVERY if not isinstance(m, STOPPED)], ids=lambda m: type(m).__name__)
 def test_the_gradient_agrees_with_finite_differences(method):
-    weights, batch = toy_batch()
+    weights, batch = toy(method)
     credit, share = method.credit(batch), method.weights(batch)
     run = lambda table: (method.loss(forward(table, batch), batch, credit).values * share).sum()  # noqa: E731
     assert torch.autograd.gradcheck(run, (weights,))
@@ -85,7 +99,7 @@ def test_the_gradient_agrees_with_finite_differences(method):
 
 @every
 def test_only_what_is_needed_is_read(method):
-    weights, batch = toy_batch()
+    weights, batch = toy(method)
     optional = {f.name for f in dataclasses.fields(batch) if f.default is None} - {"behavior_logp", "proximal_logp"}
     bare = batch.replace(**dict.fromkeys(optional - method.needs.measured))
     close(gradient(method, weights, bare), gradient(method, weights, batch), rtol=0, atol=0)

@@ -11,7 +11,8 @@ from tropism.config import Train
 from tropism.errors import ConfigError
 from tropism.signals.contexts import Opening
 from tropism.signals.frozen import measure
-from tropism.signals.teacher import Tutor, blend, reread, selected
+from tropism.signals.reread import reread
+from tropism.signals.teacher import Tutor, blend, selected
 from tropism.teacher import Teacher
 from tropism.training.collate import collate, rows_of
 from tropism.types import Needs, Output, Rollout, SamplingParams, Task

@@ -9,7 +9,7 @@ from tropism.errors import ConfigError
 from tropism.teacher import Teacher
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
-from tropism.training.fit import Reading, load_rollouts, order
+from tropism.training.fit import Reading, load_rows, order
 from tropism.training.model import byte_tokenizer
 
 POLICY = small()
@@ -23,6 +23,10 @@ def read(tmp_path, rows, words=POLICY.words, context=1000):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return load_rollouts(Data(path=str(path)), words, seed=0, context=context)
+
+
+def load_rollouts(*args, **kwargs):
+    return [one for row in load_rows(*args, **kwargs) for one in row]
 
 
 def trained(rollouts):
@@ -105,20 +109,20 @@ def test_messages_of_another_form_are_refused(tmp_path, row):
 
 def test_an_epoch_reads_every_row_once_and_the_next_in_another_order(tmp_path):
     rollouts = read(tmp_path, [{"text": f"row {n}"} for n in range(10)])
-    state, draw = State(), Reading(rollouts, 4, seed=1)
+    state, draw = State(), Reading([(one,) for one in rollouts], 4, seed=1)
     seen = [one.group for _ in range(5) for one in draw(state)]
     assert state.cursor == 20
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
     assert seen[:10] != list(range(10))
     again = State(cursor=8)
     assert [one.group for one in draw(again)] == seen[8:12]
-    assert [one.group for one in Reading(rollouts, 4, seed=2)(State())] != seen[:4]
+    assert [one.group for one in Reading([(one,) for one in rollouts], 4, seed=2)(State())] != seen[:4]
     assert order(10, 1, 1) is order(10, 1, 1) and list(order(10, 1, 1)) == seen[10:], "drawn once an epoch"
 
 
 def test_a_batch_may_be_larger_than_the_data(tmp_path):
     rollouts = read(tmp_path, [{"text": "a"}, {"text": "b"}])
-    groups = [one.group for one in Reading(rollouts, 5, seed=0)(State())]
+    groups = [one.group for one in Reading([(one,) for one in rollouts], 5, seed=0)(State())]
     assert sorted(groups[:4]) == [0, 0, 1, 1] and set(groups[:2]) == {0, 1}
 
 
@@ -200,3 +204,99 @@ def test_a_teacher_of_whose_readings_nothing_is_ever_advised_is_refused():
         ConfigError, match=r"reads follow_up, but in 20 episodes reasoning advised nothing of that name"
     ):
         load_rollouts(Data(demos=Named(name="reasoning", options=THREE), episodes=20, told=told), POLICY.words, seed=0)
+
+
+# --------------------------------------------------------------------------------------------------------- preferences
+
+PAIRS, LABELS = frozenset({"pairs"}), frozenset({"labels"})
+
+
+def preferred(tmp_path, rows, asked=PAIRS, context=1000):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_rows(Data(path=str(path)), POLICY.words, seed=0, context=context, asked=asked)
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"prompt": "q: ", "chosen": "good", "rejected": "bad"}, "q: "),
+        ({"prompt": [U], "chosen": [A], "rejected": [B]}, (U,)),
+        ({"chosen": "a cat is good", "rejected": "a cat is bad"}, "a cat is"),
+        ({"chosen": [U, A], "rejected": [U, B]}, (U,)),
+    ],
+)
+def test_a_pair_is_two_answers_to_one_prompt_the_chosen_one_first(tmp_path, row, prompt):
+    ((chosen, rejected),) = preferred(tmp_path, [row])
+    assert (chosen.success, rejected.success, chosen.group == rejected.group) == (True, False, True)
+    said = [one.turns[0].reply.strip() for one in (chosen, rejected)]
+    assert said in (["good", "bad"], ["r1", "r2"]) and chosen.failure is None
+    for one in (chosen, rejected):
+        given = one.turns[0].prompt
+        assert (given if isinstance(given, str) else tuple(given)) == prompt
+    batch = collate([chosen, rejected], codes={})
+    assert len(batch) == 2 and batch.success.tolist() == [True, False] and batch.behavior_logp is None
+
+
+def test_an_implicit_prompt_is_split_as_trl_splits_it(tmp_path):
+    from trl.data_utils import extract_prompt
+
+    rows = [("the sky is blue", "the sky is green"), ("yes", "no"), ("ab cd", "ab ce"), ("a b", "a b c"), (" x", " y")]
+    for chosen, rejected in rows:
+        wanted = extract_prompt({"chosen": chosen, "rejected": rejected})
+        ((one, other),) = preferred(tmp_path, [{"chosen": chosen, "rejected": rejected}])
+        assert (one.turns[0].prompt, one.turns[0].reply, other.turns[0].reply) == tuple(
+            wanted[name] for name in ("prompt", "chosen", "rejected")
+        )
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "q", "chosen": "same", "rejected": "same"}, "row 1 has the same answer twice"),
+        ({"prompt": "q", "chosen": "good", "rejected": " "}, "row 1 has an empty answer"),
+        ({"prompt": "q", "chosen": "", "rejected": "bad"}, "row 1 has an empty answer"),
+        ({"prompt": "q", "chosen": "good", "rejected": "b" * 60}, "row 1 has 62 tokens but the model reads at most 50"),
+    ],
+)
+def test_a_pair_that_cannot_be_used_is_two_failures_that_say_why(tmp_path, row, reason):
+    good, bad = preferred(tmp_path, [{"prompt": "q", "chosen": "good", "rejected": "bad"}, row], context=50)
+    assert all(one.failure is None for one in good)
+    assert all(one.failure.where == "data" and one.failure.reason.startswith(reason) for one in bad)
+    assert len(collate([*good, *bad], codes={})) == 2
+
+
+def test_how_strong_a_preference_is_becomes_the_chosen_answers_reward(tmp_path):
+    row = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    pairs = preferred(tmp_path, [row | {"margin": 0.7}, row | {"margin": None}, row])
+    assert [[one.reward for one in pair] for pair in pairs] == [[0.7, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    for margin in ("much", -1.0):
+        with pytest.raises(ConfigError, match=r"row 0 has the margin .* is 0 or more"):
+            preferred(tmp_path, [row | {"margin": margin}])
+
+
+def test_labels_say_which_answers_are_desirable(tmp_path):
+    row = {"prompt": "q", "completion": "a"}
+    assert [one.success for (one,) in preferred(tmp_path, [row | {"label": x} for x in (True, False)], LABELS)] == [
+        True,
+        False,
+    ]
+    for label in (None, 1, "yes"):
+        with pytest.raises(
+            ConfigError, match=r"row 0 has label .*, but this method learns from answers that are good or bad"
+        ):
+            preferred(tmp_path, [row | {"label": label}], LABELS)
+
+
+def test_rows_of_another_kind_are_refused(tmp_path):
+    with pytest.raises(
+        ConfigError, match="row 0 has the columns prompt, completion, but this method learns from pairs"
+    ):
+        preferred(tmp_path, [{"prompt": "q", "completion": "a"}])
+
+
+def test_a_pair_drawn_twice_in_a_batch_is_two_pairs(tmp_path):
+    draw = Reading(preferred(tmp_path, [{"prompt": "q", "chosen": c, "rejected": "bad"} for c in "abc"]), 7, seed=0)
+    drawn = draw(State())
+    assert len(drawn) == 14 and len({one.group for one in drawn}) == 7
+    assert all(a.success and not b.success and a.group == b.group for a, b in zip(drawn[::2], drawn[1::2], strict=True))

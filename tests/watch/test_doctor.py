@@ -130,7 +130,7 @@ def without_stop(rollout):
 
 def test_data_whose_replies_do_not_end_is_found():
     job = job_of(world.sft)
-    endless = replace(job.draw, rollouts=[without_stop(rollout) for rollout in job.draw.rollouts])
+    endless = replace(job.draw, rows=[(without_stop(rollout),) for (rollout,) in job.draw.rows])
     with pytest.raises(CheckFailed, match="never learn to stop"):
         examine(replace(job, draw=endless))
 

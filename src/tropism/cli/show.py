@@ -30,7 +30,7 @@ def methods(
         return
     for name, method in METHODS.items():
         needs = method().needs
-        asked = ", ".join(sorted(needs.measured | needs.live | needs.sampling)) or "nothing"
+        asked = ", ".join(sorted(needs.measured | needs.live | needs.sampling | needs.data)) or "nothing"
         print(f"{name:<12} {first_sentence(method)} ({paper(method)}); needs {asked}")
 
 

@@ -77,3 +77,20 @@ def first_row(episode: Tensor) -> Tensor:
 def speaking(tokens: Tensor, episode: Tensor) -> int:
     """Number of episodes with a masked token, at least 1."""
     return max(1, len(episode[tokens > 0].unique()))
+
+
+def last_action(mask: Tensor) -> Tensor:
+    """[N, T] bool: the last masked token of each row, where the loss of a whole answer stands."""
+    return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+
+
+def chosen_minus_rejected(values: Tensor, chosen: Tensor, group: Tensor) -> Tensor:
+    """Chosen minus rejected, told to both rows of a pair: [N], [N] bool, [N] -> [N].
+
+    Raises:
+        ValueError: a group is not one chosen and one rejected row.
+    """
+    ones = torch.ones_like(values)
+    if (sum_by(ones, group) != 2).any() or (sum_by(ones * chosen, group) != 1).any():
+        raise ValueError("a pair is one chosen and one rejected answer, each of one row; some group is something else.")
+    return sum_by(torch.where(chosen, values, -values), group)

@@ -7,20 +7,24 @@ import difflib
 from tropism.errors import ConfigError
 from tropism.methods.cispo import CISPO
 from tropism.methods.dapo import DAPO
+from tropism.methods.dpo import DPO
 from tropism.methods.dr_grpo import DrGRPO
 from tropism.methods.follow_up import FollowUp
 from tropism.methods.g_opd import GOPD
 from tropism.methods.gated import Gated
 from tropism.methods.grpo import GRPO
 from tropism.methods.gspo import GSPO
+from tropism.methods.kto import KTO
 from tropism.methods.max_rl import MaxRL
 from tropism.methods.mopd import MOPD
 from tropism.methods.opd import OPD
 from tropism.methods.openclaw import OpenClaw
+from tropism.methods.orpo import ORPO
 from tropism.methods.ppo import PPO
 from tropism.methods.reinforce import REINFORCE
 from tropism.methods.reinforce_pp import ReinforcePP
 from tropism.methods.reopold import REOPOLD
+from tropism.methods.reward_model import RewardModel
 from tropism.methods.rlcsd import RLCSD
 from tropism.methods.rloo import RLOO
 from tropism.methods.rlsd import RLSD
@@ -28,6 +32,7 @@ from tropism.methods.sdft import SDFT
 from tropism.methods.sdpg import SDPG
 from tropism.methods.sdpo import SDPO
 from tropism.methods.sft import SFT
+from tropism.methods.simpo import SimPO
 from tropism.methods.srpo import SRPO
 
 METHODS: dict[str, type] = {
@@ -55,6 +60,11 @@ METHODS: dict[str, type] = {
     "mopd": MOPD,
     "gated": Gated,
     "sft": SFT,
+    "dpo": DPO,
+    "simpo": SimPO,
+    "orpo": ORPO,
+    "kto": KTO,
+    "reward_model": RewardModel,
 }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
+from tropism.signals.reread import reread, starts
 from tropism.types import ABSENT, Batch, Needs, Output
 
 
@@ -22,7 +24,7 @@ class Forward(Protocol):
 TAUGHT = frozenset({"teacher_logp", "counter_logp", "teacher_entropy", "has_teacher"})
 TAUGHT |= {"topk_ids", "proximal_topk_logp", "teacher_topk_logp"}
 """What a teacher measures."""
-MEASURED = TAUGHT | {"proximal_logp", "proximal_entropy", "reference_logp", "value", "last_value"}
+MEASURED = TAUGHT | {"proximal_logp", "proximal_entropy", "reference_logp", "mismatch", "value", "last_value"}
 """All that can be measured."""
 
 
@@ -49,7 +51,17 @@ def measure(batch: Batch, needs: Needs, *, policy: Forward, exact: bool, referen
     if "reference_logp" in wanted:
         assert reference is not None
         batch = batch.replace(reference_logp=reference(batch).logp)
+    if "mismatch" in wanted:
+        assert reference is not None
+        batch = batch.replace(mismatch=mismatch(batch, policy, reference))
     return batch
+
+
+def mismatch(batch: Batch, policy: Forward, reference: Forward) -> Tensor:
+    """[N] log p - log q of the row before's answer to this row's prompt; the first row has the last one's answer."""
+    prompts = [row[:start] for row, start in zip(batch.tokens.tolist(), starts(batch).tolist(), strict=True)]
+    other, _ = reread(batch[torch.arange(-1, len(batch) - 1, device=batch.tokens.device) % len(batch)], prompts)
+    return ((policy(other).logp - reference(other).logp) * other.action_mask).sum(1)
 
 
 def top_k(batch: Batch, policy: Forward, k: int, vocabulary: int) -> Batch:

@@ -4,6 +4,7 @@
     checkpoint-N/state/      trainer.json (readable), trainer.pt (optimizer, memory, random number generators),
                              weights.pt (float32 weights, only where the directory holds another dtype),
                              critic.pt, teacher.pt (only where the method has a critic, or a teacher that moves)
+    checkpoint-N/reward_model/   where the method scores answers: a sequence classifier with one label
 
 A checkpoint is written under another name, flushed to disk and renamed, and renamed again before it is deleted: it is
 whole, or it is not there.
@@ -31,6 +32,7 @@ from tropism.record import STATE, saved_in, saving
 from tropism.signals.teacher import Tutor
 from tropism.training.model import Policy
 from tropism.training.optim import AdamW
+from tropism.training.scorer import SCORER, is_scorer, save_scorer
 
 
 @dataclass
@@ -84,6 +86,8 @@ def write(partial: Path, policy: Policy, optimizer: AdamW, state: State, tutor: 
     trainer = {"optimizer": optimizer.state_dict(), "memory": facts.pop("memory"), "random": generators()}
     (partial / "state").mkdir(parents=True)
     policy.save(partial)
+    if is_scorer(policy):
+        save_scorer(policy, partial / SCORER)
     if policy.settings.save != "float32":
         dump(policy.module.state_dict(), partial / EXACT)
     for name, module in beside(policy, tutor).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,22 +18,27 @@ from tropism.errors import ConfigError
 from tropism.rollout.render import Render
 from tropism.signals.contexts import paragraphs, with_paragraphs
 from tropism.training.checkpoint import State
+from tropism.training.collate import rows_of
 from tropism.types import Failure, Message, Prompt, Rollout, Source, Task, Turn, seed_of
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Draws `batch` rollouts a step, in a new order every epoch."""
+    """Draws `batch` rows a step, in a new order every epoch; a pair is one row and two rollouts."""
 
-    rollouts: Sequence[Rollout]
+    rows: Sequence[tuple[Rollout, ...]]
     batch: int
     seed: int
 
     def __call__(self, state: State) -> list[Rollout]:
-        count, start = len(self.rollouts), state.cursor
+        count, start = len(self.rows), state.cursor
         state.cursor += self.batch
-        places = range(start, state.cursor)
-        return [self.rollouts[order(count, self.seed, place // count)[place % count]] for place in places]
+        drawn: list[Rollout] = []
+        for place in range(start, state.cursor):
+            row = self.rows[order(count, self.seed, place // count)[place % count]]
+            # a pair that ends an epoch and begins the next one is drawn twice in a batch: two groups all the same
+            drawn += row if len(row) == 1 else [replace(one, group=place) for one in row]
+        return drawn
 
 
 @lru_cache(maxsize=2)
@@ -42,8 +48,15 @@ def order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(torch.randperm(count, generator=generator).tolist())
 
 
-def load_rollouts(data: Data, words: Render, seed: int, context: int = 1 << 30) -> list[Rollout]:
-    """Everything there is to read, rendered once. What the model cannot read, beyond `context` tokens, is a failure."""
+def load_rows(
+    data: Data, words: Render, seed: int, context: int = 1 << 30, asked: frozenset[str] = frozenset()
+) -> list[tuple[Rollout, ...]]:
+    """Everything there is to read, rendered once. What cannot be used is a failure: it is counted and recorded.
+
+    Args:
+        context: how many tokens the model can read.
+        asked: `Needs.data` of the method.
+    """
     if data.demos is not None:
         source = open_source(data.demos.name, data.demos.options, split="train", seed=seed)
         told = [demonstration(source, n, words, data.told) for n in range(data.episodes)]
@@ -52,20 +65,27 @@ def load_rollouts(data: Data, words: Render, seed: int, context: int = 1 << 30) 
                 f"data.told.teacher reads {', '.join(data.told.teacher.reads)}, but in {data.episodes} episodes "
                 f"{data.demos.name} advised nothing of that name, so nothing would be told. Read what it advises."
             )
-        return [readable(rollout, context) for rollout, _ in told]
-    rows = read_rows(data.path, data.split)
-    return [readable(from_row(row, number, words), context) for number, row in enumerate(rows)]
+        return [usable((rollout,), context) for rollout, _ in told]
+    read = pair if "pairs" in asked else labelled if "labels" in asked else single
+    return [usable(read(row, n, words), context) for n, row in enumerate(read_rows(data.path, data.split))]
 
 
-def readable(rollout: Rollout, context: int) -> Rollout:
-    longest = max(len(turn.context) + len(turn.action) for turn in rollout.turns)
-    if longest <= context:
-        return rollout
-    reason = (
-        f"row {rollout.group} has {longest} tokens but the model reads at most {context}. Shorten it or use a model "
-        "with a longer context."
-    )
-    return replace(rollout, failure=Failure("data", reason))
+def usable(row: tuple[Rollout, ...], context: int) -> tuple[Rollout, ...]:
+    """The row, or the same as failures: of a pair no answer is of use without the other."""
+    longest = max((len(turn.context) + len(turn.action) for one in row for turn in one.turns), default=0)
+    number, reason = row[0].group, ""
+    if longest > context:
+        reason = f"has {longest} tokens but the model reads at most {context}. Shorten it or use a model with a longer "
+        reason += "context."
+    elif not all(one.turns and one.turns[-1].reply.strip() for one in row) and len(row) > 1:
+        reason = "has an empty answer, which nobody can have preferred or rejected. Drop it."
+    elif len(row) > 1 and row[0].turns[-1].reply == row[1].turns[-1].reply:
+        reason = "has the same answer twice, from which nothing can be learned. Drop it."
+    elif len(row) > 1 and max(len(rows_of([one])) for one in row) > 1:
+        reason = (
+            "has an answer of several turns that the chat template does not write one after another. Keep one turn."
+        )
+    return tuple(replace(one, failure=Failure("data", f"row {number} {reason}")) for one in row) if reason else row
 
 
 def demonstration(source: Source, number: int, words: Render, told: Told | None = None) -> tuple[Rollout, bool]:
@@ -106,7 +126,54 @@ def given(prompt: Prompt, reply: str, before: Turn | None, words: Render) -> Tur
     return Turn(context=words.context(prompt, before), action=words.action(prompt, reply), prompt=prompt, reply=reply)
 
 
-def from_row(row: Mapping[str, Any], number: int, words: Render) -> Rollout:
+def pair(row: Mapping[str, Any], number: int, words: Render) -> tuple[Rollout, ...]:
+    """TRL's columns `prompt`, `chosen` and `rejected`, texts or messages; without `prompt` it is how both begin. A
+    column `margin`, how strong the preference is, becomes the chosen answer's reward."""
+    if row.get("chosen") is None or row.get("rejected") is None:
+        raise ConfigError(
+            f"row {number} has the columns {', '.join(row)}, but this method learns from pairs: it needs chosen and "
+            "rejected, and best prompt too."
+        )
+    prompt, *answers = split_prompt(row, number)
+    rest = {name: value for name, value in row.items() if name not in ("prompt", "chosen", "rejected")}
+    both = [single({"prompt": prompt, "completion": answer, **rest}, number, words)[0] for answer in answers]
+    strength = row.get("margin") or 0.0
+    if not isinstance(strength, int | float) or not 0 <= strength < math.inf:
+        raise ConfigError(
+            f"row {number} has the margin {strength!r}, but by how much an answer is preferred is 0 or more."
+        )
+    return replace(both[0], reward=float(strength)), replace(both[1], success=False, sibling=1)
+
+
+def split_prompt(row: Mapping[str, Any], number: int) -> tuple[Any, Any, Any]:
+    """(prompt, chosen, rejected), as TRL splits them: the space before the first word that differs belongs to the
+    answers, and of an answer that the other one begins with, its last letter or message."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    if row.get("prompt") is not None:
+        return row["prompt"], chosen, rejected
+    if not isinstance(chosen, str):
+        chosen, rejected = list(messages(chosen, number)), list(messages(rejected, number))
+    shorter = min(len(chosen), len(rejected))
+    same = next((k for k in range(shorter) if chosen[k] != rejected[k]), None)
+    if same is None:
+        same = max(shorter - 1, 0)
+    elif same and chosen[same - 1] == " ":
+        same -= 1
+    return chosen[:same], chosen[same:], rejected[same:]
+
+
+def labelled(row: Mapping[str, Any], number: int, words: Render) -> tuple[Rollout, ...]:
+    """TRL's columns `prompt`, `completion` and `label`, true where the answer is desirable."""
+    if not isinstance(row.get("label"), bool):
+        raise ConfigError(
+            f"row {number} has label {row.get('label')!r}, but this method learns from answers that are good or bad: "
+            "it needs prompt, completion, and label true or false."
+        )
+    (one,) = single(row, number, words)
+    return (replace(one, success=row["label"]),)
+
+
+def single(row: Mapping[str, Any], number: int, words: Render) -> tuple[Rollout, ...]:
     """TRL's columns: `messages`, or `prompt` and `completion`, or `text`. Every assistant message is learned from.
 
     What the user says after the last of them becomes the column `follow_up`, where the row has none.
@@ -133,7 +200,7 @@ def from_row(row: Mapping[str, Any], number: int, words: Render) -> Rollout:
         )
     if rest and rest[-1]["role"] == "user":
         row = {"follow_up": rest[-1]["content"], **row}
-    return Rollout(task=Task(env="data", columns=row), group=number, turns=tuple(turns), success=True)
+    return (Rollout(task=Task(env="data", columns=row), group=number, turns=tuple(turns), success=True),)
 
 
 def messages(value: Any, number: int) -> Sequence[Message]:

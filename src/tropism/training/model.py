@@ -145,11 +145,12 @@ class Policy:
 
         return measure
 
-    def add_critic(self) -> None:
-        """A value head on the last hidden state, 0 everywhere at the start."""
-        self.critic = torch.nn.Linear(self.module.config.hidden_size, 1, device=self.device)
-        torch.nn.init.zeros_(self.critic.weight)
-        torch.nn.init.zeros_(self.critic.bias)
+    def add_critic(self, bias: bool = True) -> None:
+        """A value head on the last hidden state, 0 everywhere at the start. A reward model's has no bias: in a pair it
+        would cancel."""
+        self.critic = torch.nn.Linear(self.module.config.hidden_size, 1, bias=bias, device=self.device)
+        for parameter in self.critic.parameters():
+            torch.nn.init.zeros_(parameter)
 
     def save(self, path: Path) -> None:
         """A directory that `from_pretrained` loads, in the dtype of `model.save`, readable by everybody."""
@@ -161,8 +162,13 @@ class Policy:
         config.dtype = self.settings.save
         config.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
-        for file in path.iterdir():
-            file.chmod(0o755 if file.is_dir() else 0o644)
+        readable(path)
+
+
+def readable(path: Path) -> None:
+    """By everybody, whatever transformers thinks of it."""
+    for file in path.iterdir():
+        file.chmod(0o755 if file.is_dir() else 0o644)
 
 
 def spoken(logits: Tensor, temperature: float, batch: Batch, positions: Tensor, top_k: int) -> dict[str, Tensor]:

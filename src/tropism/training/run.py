@@ -25,7 +25,7 @@ from tropism.training import checkpoint
 from tropism.training.checkpoint import State
 from tropism.training.evaluate import Evaluation
 from tropism.training.examine import check_rewards, examine
-from tropism.training.fit import Reading, load_rollouts
+from tropism.training.fit import Reading, load_rows
 from tropism.training.judges import open_judge, rule_of
 from tropism.training.learn import Draw, Job, Playing, learn
 from tropism.training.model import Policy, load_policy
@@ -129,7 +129,7 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
     """Everything a stage needs, opened and checked against each other."""
     seed = seed_of(recipe.seed, stage.name)
     needs = stage.method.needs
-    if missing := sorted((needs.live - {"value", "topk_logp"}) | (needs.measured - MEASURED)):
+    if missing := sorted((needs.live - {"value", "last_value", "topk_logp"}) | (needs.measured - MEASURED)):
         raise ConfigError(f"{type(stage.method).__name__} needs {', '.join(missing)}, which nothing here provides.")
     if needs.measured & TAUGHT and teacher_of(stage.method) is None:
         missing = sorted(needs.measured & TAUGHT)
@@ -137,8 +137,8 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
             f"{type(stage.method).__name__} needs {', '.join(missing)}, but has no teacher. Give it a field "
             "`teacher: Teacher`."
         )
-    if "value" in needs.live:
-        policy.add_critic()
+    if needs.live & {"value", "last_value"}:
+        policy.add_critic(bias="value" in needs.live)
     reference = None
     if "reference_logp" in needs.measured:
         temperature = stage.sampling.temperature if stage.env else 1.0
@@ -164,7 +164,8 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
 
 def open_draw(recipe: Recipe, stage: Stage, policy: Policy, panel: Panel | None, seed: int, watcher: Watcher) -> Draw:
     if stage.data is not None:
-        return Reading(load_rollouts(stage.data, policy.words, recipe.seed, policy.context), stage.train.batch, seed)
+        asked = stage.method.needs.data
+        return Reading(load_rows(stage.data, policy.words, recipe.seed, policy.context, asked), stage.train.batch, seed)
     assert stage.env is not None
     source = open_source(stage.env.name, stage.env.options, split="train", seed=recipe.seed)
     score = scoring(stage, stage.env, source, panel)

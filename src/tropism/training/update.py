@@ -6,7 +6,7 @@ mini-batch, over all ranks; micro-batches and ranks only split the sum, so no sp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,18 +30,19 @@ class Optimizer(Protocol):
 
 @dataclass
 class Metrics:
-    """Sums over action tokens, so that means never depend on how the batch was split."""
+    """Sums over the tokens where a number applies, so that means never depend on how the batch was split."""
 
     totals: dict[str, float] = field(default_factory=dict)
-    tokens: float = 0.0
+    counts: dict[str, float] = field(default_factory=dict)
 
-    def add(self, values: dict[str, Tensor], mask: Tensor) -> None:
-        self.tokens += float(mask.sum())
-        for name, value in values.items():
-            self.totals[name] = self.totals.get(name, 0.0) + float(summed(value, mask))
+    def add(self, values: Mapping[str, Tensor | tuple[Tensor, Tensor]], mask: Tensor) -> None:
+        for name, given in values.items():
+            value, where = given if isinstance(given, tuple) else (given, mask)
+            self.totals[name] = self.totals.get(name, 0.0) + float(summed(value, where))
+            self.counts[name] = self.counts.get(name, 0.0) + float(where.sum())
 
     def means(self) -> dict[str, float]:
-        return {name: total / max(self.tokens, 1.0) for name, total in self.totals.items()}
+        return {name: total / max(self.counts[name], 1.0) for name, total in self.totals.items()}
 
 
 def summed(values: Tensor, mask: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def update(
     summary = {name: sum(step[name] for step in moved) / len(moved) for name in (moved[0] if moved else ())}
     summary |= {name: sum(step.get(name, 0.0) for step in steps) for name in ("skipped", "not_finite")}
     summary["loss"] = sum(losses) / len(losses)
-    metrics.totals, metrics.tokens = ranks.total(metrics.totals), ranks.total({"": metrics.tokens})[""]
+    metrics.totals, metrics.counts = ranks.total(metrics.totals), ranks.total(metrics.counts)
     return metrics.means() | summary | {"updates": done - summary["skipped"]}, recorded
 
 

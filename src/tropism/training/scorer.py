@@ -1,0 +1,119 @@
+"""A reward model on disk: a sequence classifier of transformers with one label, which anybody can load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tropism.errors import ConfigError
+from tropism.record import last_checkpoint, stages_of
+from tropism.training.model import Policy, device_of, readable
+
+SCORER = "reward_model"
+"""Its folder in a checkpoint."""
+
+
+def is_scorer(policy: Policy) -> bool:
+    """The head scores whole answers; a critic of states has a bias."""
+    return policy.critic is not None and policy.critic.bias is None
+
+
+def save_scorer(policy: Policy, path: Path) -> None:
+    """What `AutoModelForSequenceClassification.from_pretrained(path)` loads, with equal scores.
+
+    Raises:
+        ConfigError: the tokenizer pads with the token that ends a reply. transformers reads the score before the first
+            pad at the end, which would then be one token too early.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    assert policy.critic is not None
+    pad = policy.tokenizer.pad_token_id
+    if pad is None or pad in policy.words.stop_ids:
+        what = "there is no pad token" if pad is None else f"{policy.tokenizer.pad_token!r} pads and ends replies too"
+        raise ConfigError(
+            f"{what}, so transformers would read a score one token too early. Give the tokenizer its own pad token."
+        )
+    told = policy.module.config.to_dict() | {"pad_token_id": pad, "id2label": {0: "reward"}, "label2id": {"reward": 0}}
+    made = AutoModelForSequenceClassification.from_config(type(policy.module.config).from_dict(told))
+    made.base_model.load_state_dict(policy.module.base_model.state_dict())
+    made.score.weight.data.copy_(policy.critic.weight.data)
+    made.to(getattr(torch, policy.settings.save)).save_pretrained(path)
+    policy.tokenizer.save_pretrained(path)
+    readable(path)
+
+
+class Scorer:
+    """A reward model: token ids of a prompt and an answer to one number, higher where the answer would be preferred.
+
+    Attributes:
+        vocabulary: token -> id. Ids mean the same as the policy's only where this is the same.
+    """
+
+    def __init__(self, path: str, device: str = "auto") -> None:
+        """
+        Args:
+            path: a sequence classifier with one label, or a run or stage that trained one.
+
+        Raises:
+            ConfigError: there is none, or it has no head: a head made from nothing would score at random.
+        """
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        path = trained(path)
+        try:
+            module, told = AutoModelForSequenceClassification.from_pretrained(
+                path, num_labels=1, dtype=torch.float32, output_loading_info=True
+            )
+            self.vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(path).get_vocab()
+        except Exception as error:  # somebody else's files raise anything
+            raise ConfigError(f"the reward model {path} could not be loaded: {str(error).splitlines()[0]}") from error
+        if told["missing_keys"] or told["mismatched_keys"]:
+            lost = ", ".join(sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]]))[:3])
+            raise ConfigError(
+                f"{path} has no {lost}, so its scores would be random. Name a reward model with one label."
+            )
+        self.device = device_of(device)
+        self.module: Any = module.to(self.device).eval()
+
+    @torch.no_grad()
+    def __call__(self, answers: Sequence[Sequence[int]], tokens: int = 16384) -> list[float]:
+        """One score per answer, in order.
+
+        Args:
+            tokens: at most so many in one forward pass, padding included.
+        """
+        scores = [0.0] * len(answers)
+        order = sorted(range(len(answers)), key=lambda n: len(answers[n]))
+        while order:
+            rows = max(1, tokens // len(answers[order[-1]]))
+            part, order = order[-rows:], order[:-rows]
+            for n, score in zip(part, self.scored([answers[n] for n in part]).tolist(), strict=True):
+                scores[n] = score
+        return scores
+
+    def scored(self, answers: Sequence[Sequence[int]]) -> Tensor:
+        """[N] read at the last token of each, padded on the right where causal attention does not see it."""
+        length = torch.tensor([len(ids) for ids in answers], device=self.device)
+        ids = torch.zeros(len(answers), int(length.max()), dtype=torch.long, device=self.device)
+        for row, answer in enumerate(answers):
+            ids[row, : len(answer)] = torch.tensor(answer)
+        hidden = self.module.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(ids), device=self.device), length - 1]
+        found: Tensor = self.module.score(last)[:, 0]
+        return found
+
+
+def trained(path: str) -> str:
+    """A run or stage stands for the reward model of its last checkpoint; any other path for itself."""
+    local = Path(path)
+    if not local.is_dir() or (local / "config.json").exists():
+        return str(local / SCORER) if (local / SCORER).is_dir() else path
+    end = last_checkpoint(stages_of(local))
+    if end is None or not (end / SCORER).is_dir():
+        raise ConfigError(f"{path} holds no reward model. Name a run or stage that trained one, or its directory.")
+    return str(end / SCORER)

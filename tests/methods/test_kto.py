@@ -1,0 +1,106 @@
+"""KTO against Ethayarajh et al. 2024, arXiv:2402.01306; z on a real model's answers to other prompts."""
+
+import math
+
+import pytest
+import torch
+
+from pairs import F64, answers, objective
+from small import rollout, small, turn
+from tropism.config import Train
+from tropism.errors import ConfigError
+from tropism.methods.kto import KTO
+from tropism.signals.frozen import measure
+from tropism.training.collate import collate
+
+close = torch.testing.assert_close
+STUDENT, REFERENCE = [[-1.0, -0.5], [-0.7], [-2.0], [-0.4]], [[-1.2, -0.6], [-0.5], [-1.5], [-0.8]]
+NONE = torch.zeros(4, dtype=F64)
+
+
+def s(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def test_where_the_policy_is_its_reference_every_answer_costs_a_half():
+    out, batch = answers(STUDENT, mismatch=NONE)
+    close(objective(KTO(), out, batch), torch.tensor(0.5, dtype=F64))
+    close(objective(KTO(desirable_weight=1.0, undesirable_weight=0.5), out, batch), torch.tensor(0.375, dtype=F64))
+
+
+def test_the_loss_by_hand():
+    """Log-ratios .3, -.2, -.5, .4; z is the mean of the mismatched ones, .25. Eq. 8."""
+    mismatch = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=F64)
+    out, batch = answers(STUDENT, REFERENCE, mismatch=mismatch)
+    wanted = [
+        1 - s(0.5 * (0.3 - 0.25)),
+        1 - s(0.5 * (0.25 + 0.2)),
+        1 - s(0.5 * (-0.5 - 0.25)),
+        1 - s(0.5 * (0.25 - 0.4)),
+    ]
+    close(objective(KTO(beta=0.5), out, batch), torch.tensor(sum(wanted) / 4, dtype=F64))
+
+
+def test_the_drift_is_never_below_zero_and_the_same_for_all():
+    _, batch = answers(STUDENT, mismatch=torch.tensor([-3.0, -1.0, 1.0, 0.0], dtype=F64))
+    assert (KTO().credit(batch).advantage == 0).all() and KTO().credit(batch).metrics == {"kto/drift": 0.0}
+    _, batch = answers(STUDENT, mismatch=torch.tensor([3.0, -1.0, 1.0, 1.0], dtype=F64))
+    close(KTO().credit(batch).advantage, batch.action_mask.double())
+
+
+def test_one_step_makes_desirable_answers_likelier_and_the_others_less_likely():
+    out, batch = answers(STUDENT, mismatch=NONE)
+    (slope,) = torch.autograd.grad(objective(KTO(), out, batch), out.logp)
+    assert (slope[::2][batch.action_mask[::2]] < 0).all() and (slope[1::2][batch.action_mask[1::2]] > 0).all()
+
+
+def test_answers_need_no_partner():
+    out, batch = answers(
+        STUDENT[:3], mismatch=NONE[:3], group=torch.arange(3), success=torch.tensor([True, True, False])
+    )
+    assert objective(KTO(), out, batch).isfinite()
+
+
+def test_it_learns_which_answers_are_desirable():
+    """Four answers, two of them desirable three times in four, the others one time in four."""
+    generator, good = torch.Generator().manual_seed(0), torch.tensor([0.75, 0.25, 0.75, 0.25])
+    logits = torch.zeros(4, dtype=F64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], 0.02)
+    for _ in range(300):
+        drawn = torch.randint(4, (32,), generator=generator)
+        success = torch.rand(32, generator=generator) < good[drawn]
+        out, batch = answers([[0.0]] * 32, [[math.log(0.25)]] * 32)
+        batch = batch.replace(success=success, group=torch.arange(32), mismatch=torch.zeros(32, dtype=F64))
+        said = torch.stack([torch.zeros(32, dtype=F64), logits.log_softmax(0)[drawn]], 1)
+        optimizer.zero_grad()
+        objective(KTO(beta=0.5), type(out)(logp=said, entropy=said), batch).backward()
+        optimizer.step()
+    assert logits.softmax(0)[[0, 2]].sum() > 0.9
+
+
+def test_the_mismatch_is_that_of_the_answer_before_after_this_prompt():
+    """A real model and another as reference; the same numbers from a batch of the swapped rows, written by hand."""
+    policy, other = small(seed=0), small(seed=1)
+    prompts, replies = [[5, 6, 7], [8], [9, 10]], [[11, 12], [13, 14, 15], [16]]
+
+    def batch_of(order):
+        made = [
+            rollout(turn(p, replies[k], sampled=False), group=n)
+            for n, (p, k) in enumerate(zip(prompts, order, strict=True))
+        ]
+        return collate(made, codes={})
+
+    forwards = [model.measuring(1.0, Train()) for model in (policy, other)]
+    found = measure(batch_of([0, 1, 2]), KTO().needs, policy=forwards[0], exact=False, reference=forwards[1]).mismatch
+    swapped = batch_of([2, 0, 1])
+    own, theirs = (forward(swapped).logp * swapped.action_mask for forward in forwards)
+    close(found, (own - theirs).sum(1))
+    assert found.abs().min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "settings", [{"beta": 0.0}, {"desirable_weight": -1.0}, {"desirable_weight": 0.0, "undesirable_weight": 0.0}]
+)
+def test_settings_that_cannot_work_are_refused(settings):
+    with pytest.raises(ConfigError, match="KTO"):
+        KTO(**settings)
