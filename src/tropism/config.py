@@ -148,42 +148,6 @@ class Named:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval:
-    """Held-out tasks, played during training. They never share a task with training."""
-
-    every: int = 0
-    """Steps between evaluations; there is one before the first step and one after the last. 0: none."""
-    tasks: int = 64
-    """How many held-out tasks, always the same ones."""
-    samples: int = 1
-    """Rollouts per task; with n > 1 pass@n is reported too."""
-    temperature: float = 1.0
-    """0 is greedy."""
-    greedy: bool = False
-    """Report the likeliest reply too, as eval/greedy/…"""
-    best: str = ""
-    """The metric that chooses the best checkpoint, e.g. eval/success; the higher the better. Empty: eval/reward."""
-    env: Named | None = None
-    """Where to evaluate. Empty: the stage's own environment."""
-
-    def __post_init__(self) -> None:
-        require(self.every >= 0, f"eval.every is {self.every}, but cannot be negative. 0 switches evaluation off.")
-        for name in ("tasks", "samples"):
-            require(getattr(self, name) >= 1, f"eval.{name} is {getattr(self, name)}, but must be at least 1.")
-        require(self.temperature >= 0, f"eval.temperature is {self.temperature}, but cannot be negative. 0 is greedy.")
-        require(
-            not self.best or self.best.startswith("eval/"),
-            f"eval.best is {self.best!r}, but the best checkpoint must be chosen by a held-out metric, never by the "
-            "training reward: name one that starts with eval/, such as eval/success.",
-        )
-        require(
-            not self.best or self.every > 0,
-            f"eval.best is {self.best!r}, but eval.every is 0, so nothing would measure it. Set eval.every, or drop "
-            "eval.best.",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Told:
     """Some demonstrations answer the prompt of a teacher, so that the model learns to use what a teacher reads.
 
@@ -235,6 +199,48 @@ class Data:
         require(
             not self.path or self.episodes == 2000,
             f"data.episodes is {self.episodes}, but all rows of data.path are read. Drop data.episodes, or use demos.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Held-out tasks, played during training, or held-out rows of data. Tasks are never shared with training."""
+
+    every: int = 0
+    """Steps between evaluations; there is one before the first step and one after the last. 0: none."""
+    tasks: int = 64
+    """How many held-out tasks, always the same ones."""
+    samples: int = 1
+    """Rollouts per task; with n > 1 pass@n is reported too."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    greedy: bool = False
+    """Report the likeliest reply too, as eval/greedy/…"""
+    best: str = ""
+    """The metric that chooses the best checkpoint, e.g. eval/success; the higher the better. Empty: eval/reward."""
+    env: Named | None = None
+    """Where to evaluate. Empty: the stage's own environment."""
+    data: Data | None = None
+    """Rows to read instead of playing, for a stage that reads data: the method's loss and metrics on them."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, f"eval.every is {self.every}, but cannot be negative. 0 switches evaluation off.")
+        for name in ("tasks", "samples"):
+            require(getattr(self, name) >= 1, f"eval.{name} is {getattr(self, name)}, but must be at least 1.")
+        require(self.temperature >= 0, f"eval.temperature is {self.temperature}, but cannot be negative. 0 is greedy.")
+        require(
+            not self.best or self.best.startswith("eval/"),
+            f"eval.best is {self.best!r}, but the best checkpoint must be chosen by a held-out metric, never by the "
+            "training reward: name one that starts with eval/, such as eval/success.",
+        )
+        require(
+            not self.best or self.every > 0,
+            f"eval.best is {self.best!r}, but eval.every is 0, so nothing would measure it. Set eval.every, or drop "
+            "eval.best.",
+        )
+        require(
+            self.env is None or self.data is None,
+            "eval has env (to play) and data (to read), but an evaluation does one of them. Drop one.",
         )
 
 
@@ -337,6 +343,10 @@ class Stage:
         require(
             self.judge is None or self.env is not None,
             f"stage {self.name!r} has a judge, but reads data, where nothing is scored. Drop judge, or play in an env.",
+        )
+        require(
+            self.eval.data is None or self.data is not None,
+            f"stage {self.name!r} plays, but eval.data has rows to read. Use eval.env, or leave it out.",
         )
         for name, weight in self.rewards.items():
             require(math.isfinite(weight), f"the weight of the reward {name} is {weight}, but must be finite.")

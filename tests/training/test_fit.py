@@ -5,11 +5,11 @@ import torch
 
 from small import small
 from tropism.config import Data, Named, Told
-from tropism.errors import ConfigError
+from tropism.errors import ConfigError, GuardStopped
 from tropism.teacher import Teacher
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
-from tropism.training.fit import Reading, load_rows, order
+from tropism.training.fit import Reading, load_rows, order, sifted
 from tropism.training.model import byte_tokenizer
 
 POLICY = small()
@@ -300,3 +300,16 @@ def test_a_pair_drawn_twice_in_a_batch_is_two_pairs(tmp_path):
     drawn = draw(State())
     assert len(drawn) == 14 and len({one.group for one in drawn}) == 7
     assert all(a.success and not b.success and a.group == b.group for a, b in zip(drawn[::2], drawn[1::2], strict=True))
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_listed_and_too_many_stop_the_run(tmp_path):
+    row, said = {"prompt": "q", "chosen": "good", "rejected": "bad"}, []
+    rows = preferred(tmp_path, [row, row | {"rejected": "good"}, row])
+    kept, why = sifted(rows, 0.5, said.append)
+    assert [one.group for one, _ in kept] == [0, 2] and len(why) == 1 and "row 1 has the same answer twice" in why[0]
+    assert said[0].startswith("1 of 3 rows cannot be used and are left out") and why[0] in said[0]
+    with pytest.raises(GuardStopped, match=r"1 of 3 rows cannot be used, more than train.failure_limit = 0.1 allows"):
+        sifted(rows, 0.1, said.append)
+    with pytest.raises(GuardStopped, match="1 of 1 rows"):
+        sifted(rows[1:2], 1.0, said.append)
+    assert sifted(kept, 0.0, said.append) == (kept, []) and len(said) == 1

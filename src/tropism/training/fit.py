@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from tropism.config import Data, Told
 from tropism.envs import open_source
 from tropism.envs.rows import read_rows
-from tropism.errors import ConfigError
+from tropism.errors import ConfigError, GuardStopped
 from tropism.rollout.render import Render
 from tropism.signals.contexts import paragraphs, with_paragraphs
 from tropism.training.checkpoint import State
@@ -29,6 +29,8 @@ class Reading:
     rows: Sequence[tuple[Rollout, ...]]
     batch: int
     seed: int
+    left_out: Sequence[str] = ()
+    """Why some rows are not among them."""
 
     def __call__(self, state: State) -> list[Rollout]:
         count, start = len(self.rows), state.cursor
@@ -48,10 +50,31 @@ def order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(torch.randperm(count, generator=generator).tolist())
 
 
+def sifted(
+    rows: Sequence[tuple[Rollout, ...]], limit: float, say: Callable[[str], None]
+) -> tuple[list[tuple[Rollout, ...]], list[str]]:
+    """(the rows that can be used, why the others cannot), and a line about these.
+
+    Raises:
+        GuardStopped: they are more than `limit`, a share of all.
+    """
+    why = [row[0].failure.reason for row in rows if row[0].failure]
+    if not why:
+        return list(rows), why
+    shown = "\n".join(f"  {reason}" for reason in why[:3])
+    said = f"{len(why)} of {len(rows)} rows cannot be used"
+    if len(why) > limit * len(rows) or len(why) == len(rows):
+        raise GuardStopped(
+            f"{said}, more than train.failure_limit = {limit} allows:\n{shown}\nMend the data, or raise the limit."
+        )
+    say(f"{said} and are left out (all are in notes.json):\n{shown}")
+    return [row for row in rows if not row[0].failure], why
+
+
 def load_rows(
     data: Data, words: Render, seed: int, context: int = 1 << 30, asked: frozenset[str] = frozenset()
 ) -> list[tuple[Rollout, ...]]:
-    """Everything there is to read, rendered once. What cannot be used is a failure: it is counted and recorded.
+    """Everything there is to read, rendered once. What cannot be used is a failure that says why.
 
     Args:
         context: how many tokens the model can read.

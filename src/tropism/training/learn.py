@@ -19,7 +19,6 @@ from tropism.teacher import apart, likeliest
 from tropism.training import checkpoint
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
-from tropism.training.evaluate import Evaluation
 from tropism.training.model import Policy
 from tropism.training.numbers import rollout_numbers
 from tropism.training.optim import AdamW, scheduled
@@ -48,7 +47,8 @@ class Job:
     run: Run
     watcher: Watcher
     seed: int
-    evaluation: Evaluation | None = None
+    evaluation: Callable[[int], tuple[dict[str, float], list[Rollout]]] | None = None
+    """Steps done -> held-out metrics, and what was played for them."""
     reference: Forward | None = None
     tutor: Tutor | None = None
     exact: bool = True
@@ -235,10 +235,16 @@ def evaluate(job: Job, state: State) -> None:
         hidden = {f"eval/{way}{name}" for way in ("", "greedy/") for name in counts}
         metrics = {name: value for name, value in metrics.items() if name not in hidden}
     job.run.log(state.step, metrics | {"time/eval": times["eval"]})
-    job.run.save_rollouts(state.step, record_rows(rollouts), kind="eval")
+    if rollouts:
+        job.run.save_rollouts(state.step, record_rows(rollouts), kind="eval")
     job.watcher.step(state.step, metrics, rollouts)
     name = job.stage.eval.best or "eval/reward"
-    if state.best is None and name not in metrics and "eval/reward" in metrics:
+    if (
+        state.best is None
+        and name not in metrics
+        and metrics.keys() & {"eval/reward", "eval/loss"}
+        and job.stage.eval.best
+    ):
         near = difflib.get_close_matches(name, metrics, 1) or list(metrics)
         raise ConfigError(f"eval.best is {name!r}, but there is no such metric. Did you mean {' or '.join(near)}?")
     value = metrics.get(name)

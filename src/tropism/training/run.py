@@ -18,14 +18,15 @@ from tropism.envs import open_source
 from tropism.envs.rows import read_rows
 from tropism.errors import ConfigError, TropismError
 from tropism.record import Run, Watcher, latest, saved_in
-from tropism.signals.frozen import MEASURED, TAUGHT
+from tropism.signals.frozen import MEASURED, TAUGHT, Forward
 from tropism.signals.judge import Panel
 from tropism.teacher import teacher_of
 from tropism.training import checkpoint
 from tropism.training.checkpoint import State
 from tropism.training.evaluate import Evaluation
 from tropism.training.examine import check_rewards, examine
-from tropism.training.fit import Reading, load_rows
+from tropism.training.fit import Reading, load_rows, sifted
+from tropism.training.held_out import HeldOut
 from tropism.training.judges import open_judge, rule_of
 from tropism.training.learn import Draw, Job, Playing, learn
 from tropism.training.model import Policy, load_policy
@@ -101,6 +102,8 @@ def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Ru
     exact = examine(job)
     if record is None:
         Run.create(path, recipes.dump(recipe) | {"stage": stage.name}, versions(policy.device))
+        if isinstance(job.draw, Reading) and job.draw.left_out:
+            job.run.note("left_out", {"rows": list(job.draw.left_out)})
     if "sampler" not in job.run.notes():
         job.run.note("sampler", {"exact": exact})
     job = replace(job, exact=job.run.notes()["sampler"]["exact"])  # a resumed run keeps the answer it began with
@@ -155,7 +158,7 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
         run=Run(path),
         watcher=watcher,
         seed=seed,
-        evaluation=open_evaluation(recipe, stage, policy, panel),
+        evaluation=open_evaluation(recipe, stage, policy, panel, reference),
         reference=reference,
         tutor=open_tutor(stage, model, policy, draw.source if isinstance(draw, Playing) else None),
         per_reply=per_reply(stage.env),
@@ -165,22 +168,31 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
 def open_draw(recipe: Recipe, stage: Stage, policy: Policy, panel: Panel | None, seed: int, watcher: Watcher) -> Draw:
     if stage.data is not None:
         asked = stage.method.needs.data
-        return Reading(load_rows(stage.data, policy.words, recipe.seed, policy.context, asked), stage.train.batch, seed)
+        read = load_rows(stage.data, policy.words, recipe.seed, policy.context, asked)
+        rows, left_out = sifted(read, stage.train.failure_limit, watcher.say)
+        return Reading(rows, stage.train.batch, seed, left_out)
     assert stage.env is not None
     source = open_source(stage.env.name, stage.env.options, split="train", seed=recipe.seed)
     score = scoring(stage, stage.env, source, panel)
     return Playing(stage=stage, source=source, policy=policy, score=score, seed=seed, say=watcher.say)
 
 
-def open_evaluation(recipe: Recipe, stage: Stage, policy: Policy, panel: Panel | None) -> Evaluation | None:
-    """Held-out play: on `eval.env`, else on the stage's environment, else on what its demonstrations come from."""
+def open_evaluation(
+    recipe: Recipe, stage: Stage, policy: Policy, panel: Panel | None, reference: Forward | None
+) -> Evaluation | HeldOut | None:
+    """Held-out rows of `eval.data`, or held-out play: on `eval.env`, else on the stage's environment, else on what its
+    demonstrations come from."""
     if not stage.eval.every:
         return None
+    if stage.eval.data is not None:
+        rows = load_rows(stage.eval.data, policy.words, recipe.seed, policy.context, stage.method.needs.data)
+        held, _ = sifted(rows[: stage.eval.tasks], 1.0, lambda _: None)
+        return HeldOut(rows=held, method=stage.method, policy=policy, train=stage.train, reference=reference)
     env = evaluated(stage)
     if env is None:
         raise ConfigError(
-            f"stage {stage.name!r} asks for an evaluation every {stage.eval.every} steps, but has no environment to "
-            "play. Name one: eval.env."
+            f"stage {stage.name!r} asks for an evaluation every {stage.eval.every} steps, but has nothing to evaluate "
+            "on. Name an environment to play, eval.env, or rows to read, eval.data: {path: …}."
         )
     source = open_source(env.name, env.options, split="test", seed=recipe.seed)
     return Evaluation(
