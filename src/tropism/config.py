@@ -298,6 +298,8 @@ class Stage:
     name: str
     method: Any
     """A method object: `GRPO(clip_high=0.28)`; in YAML `{grpo: {clip_high: 0.28}}`."""
+    start: str = ""
+    """An earlier stage, whose model this one starts from. Empty: the stage before, or the recipe's model."""
     env: Named | None = None
     """Online: where tasks come from."""
     data: Data | None = None
@@ -373,3 +375,9 @@ class Recipe:
         require(bool(self.stages), f"recipe {self.name!r} has no stages, so there is nothing to do.")
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"recipe {self.name!r} has two stages of one name: {', '.join(names)}.")
+        for number, stage in enumerate(self.stages):
+            require(
+                not stage.start or stage.start in names[:number],
+                f"stage {stage.name!r} starts from {stage.start!r}, but the stages before it are: "
+                f"{', '.join(names[:number]) or 'none'}. Name one of them, or leave start out.",
+            )

@@ -72,13 +72,14 @@ def run(recipe: Recipe, watcher: Watcher, *, resume: bool = False, fresh: bool =
         foresee(stage, recipe.seed)
     resumable = begun(path, recipe, watcher) if resume else {}
     model, runs, trained = recipe.model, [], 0
+    ends: dict[str, Model] = {}
     for stage in recipe.stages:
-        record = resumable.get(stage.name)
+        record, model = resumable.get(stage.name), ends.get(stage.start, model)
         trained += run_stage(recipe, stage, model, path / stage.name, record, watcher)
         runs.append(Run(path / stage.name))
         last = latest(runs[-1].checkpoints_dir)
         assert last is not None
-        model = replace(recipe.model, path=str(last), shape={})
+        model = ends[stage.name] = replace(recipe.model, path=str(last), shape={})
     # Killed after the last checkpoint, a run still lacks its table and report, which the caller makes from this result.
     if trained == 0 and "table" in runs[-1].notes() and (path / "report.html").exists():
         raise ConfigError(
