@@ -14,6 +14,7 @@ import yaml
 from typer.main import get_command
 
 from tropism import config
+from tropism import sections as written
 from tropism.cli.app import app
 from tropism.cli.show import settings
 from tropism.keys import RECIPE, STAGE
@@ -134,7 +135,13 @@ def sections() -> list[tuple[str, type, str]]:
     run = [("", config.Recipe, "The run"), ("model.", config.Model, "The run"), ("", config.Stage, "A stage")]
     stage = [(f"{key}.", cls, "A stage") for key, cls in SECTIONS.items() if key != "model"]
     methods = [("method.teacher.", Teacher, "A teacher's keys"), ("method.", METHODS["grpo"], "GRPO's keys")]
-    return [*run, *stage, ("judge.", config.Judge, "A judge"), *methods]
+    return [
+        *run,
+        *stage,
+        ("judge.", config.Judge, "A judge"),
+        ("reward_models.", config.Learned, "A reward model"),
+        *methods,
+    ]
 
 
 @pytest.mark.parametrize(("prefix", "cls", "heading"), sections(), ids=lambda v: getattr(v, "__name__", ""))
@@ -152,7 +159,8 @@ def test_no_row_of_the_page_is_about_a_key_that_is_not_there():
     keys |= {f"{prefix}{field.name}" for prefix, cls, _ in sections() if prefix for field in dataclasses.fields(cls)}
     assert set(rows) == keys
     shown = {cls for _, cls, _ in sections()} - set(METHODS.values())
-    assert shown | {config.Named} == {cls for cls in vars(config).values() if dataclasses.is_dataclass(cls)}
+    there = (vars(config) | vars(written)).values()
+    assert shown | {config.Named} == {cls for cls in there if dataclasses.is_dataclass(cls)}
 
 
 def test_every_method_stands_on_its_page_with_its_paper():

@@ -1,7 +1,7 @@
 """Who may import whom, how long a file may be, and what must not be loaded before it is used.
 
 errors, types, teacher            nothing
-config, load, keys, recipe        what stands before them in this line (and recipe the methods, by name)
+sections, config, load, keys, recipe  what stands before them in this line (and recipe the methods, by name)
 maths                             torch alone
 methods, classic                  maths, types (methods the settings of a teacher)
 envs, rewards                     types and the standard library; graders inside functions; never torch
@@ -26,13 +26,14 @@ from tropism.methods import METHODS
 SOURCE = Path(__file__).parent.parent / "src" / "tropism"
 
 EVERYTHING = {"config", "envs", "errors", "keys", "load", "maths", "methods", "recipe", "record", "rewards", "rollout"}
-EVERYTHING |= {"signals", "teacher", "training", "types", "view", "watch", "api", "__version__"}
+EVERYTHING |= {"sections", "signals", "teacher", "training", "types", "view", "watch", "api", "__version__"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "teacher": {"errors"},
-    "config": {"errors", "teacher"},
+    "sections": {"errors", "teacher"},
+    "config": {"errors", "sections"},
     "load": {"errors"},
     "keys": {"config", "errors"},
     "recipe": {"config", "errors", "keys", "methods"},

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tropism.errors import ConfigError
-from tropism.teacher import Teacher
-
-
-def require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
+from tropism.sections import Data as Data
+from tropism.sections import Eval as Eval
+from tropism.sections import Judge as Judge
+from tropism.sections import Learned as Learned
+from tropism.sections import Named as Named
+from tropism.sections import Success as Success
+from tropism.sections import Told as Told
+from tropism.sections import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,158 +142,6 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Named:
-    """An environment or a data set: a registered name or `file.py:Class`, and its options."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Told:
-    """Some demonstrations answer the prompt of a teacher, so that the model learns to use what a teacher reads.
-
-    A tiny model that was made from nothing cannot read a hint unless it was taught to; as a teacher it would be noise.
-    """
-
-    teacher: Teacher
-    """What is read and in which words: those of the teachers that come later; of several things one at a time, unless
-    `need` is all."""
-    share: float = 0.5
-    """Of the demonstrated replies."""
-    wrong: float = 0.3
-    """Share of these that are told something wrong, and reply as if it were right."""
-
-    def __post_init__(self) -> None:
-        for name in ("share", "wrong"):
-            require(0 <= getattr(self, name) <= 1, f"told.{name} is {getattr(self, name)}, but is a share: use 0 to 1.")
-        require(bool(self.teacher.reads), "told.teacher reads nothing, so nothing would be told. Set teacher.reads.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Rows to learn from offline: a file or data set, or an environment's own demonstrations."""
-
-    path: str = ""
-    """JSONL, Parquet, a Hugging Face data set directory or hub id."""
-    split: str = "train"
-    demos: Named | None = None
-    """An environment whose `demonstrate` writes the replies."""
-    episodes: int = 2000
-    """How many demonstrated episodes."""
-    told: Told | None = None
-    """demos: some replies follow from what a teacher may read."""
-
-    def __post_init__(self) -> None:
-        require(
-            bool(self.path) != (self.demos is not None),
-            "data needs a path, or demos (an environment that demonstrates), and not both.",
-        )
-        require(
-            self.told is None or self.demos is not None,
-            "data.told changes what an environment demonstrates, but data.demos names none. Set it, or drop data.told.",
-        )
-        require(self.episodes >= 1, f"data.episodes is {self.episodes}, but must be at least 1.")
-        require(
-            self.demos is None or self.split == "train",
-            f"data.split is {self.split!r}, but demos come from the train split. Drop data.split, or use data.path.",
-        )
-        require(
-            not self.path or self.episodes == 2000,
-            f"data.episodes is {self.episodes}, but all rows of data.path are read. Drop data.episodes, or use demos.",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Eval:
-    """Held-out tasks, played during training, or held-out rows of data. Tasks are never shared with training."""
-
-    every: int = 0
-    """Steps between evaluations; there is one before the first step and one after the last. 0: none."""
-    tasks: int = 64
-    """How many held-out tasks, always the same ones."""
-    samples: int = 1
-    """Rollouts per task; with n > 1 pass@n is reported too."""
-    temperature: float = 1.0
-    """0 is greedy."""
-    greedy: bool = False
-    """Report the likeliest reply too, as eval/greedy/…"""
-    best: str = ""
-    """The metric that chooses the best checkpoint, e.g. eval/success; the higher the better. Empty: eval/reward."""
-    env: Named | None = None
-    """Where to evaluate. Empty: the stage's own environment."""
-    data: Data | None = None
-    """Rows to read instead of playing, for a stage that reads data: the method's loss and metrics on them."""
-
-    def __post_init__(self) -> None:
-        require(self.every >= 0, f"eval.every is {self.every}, but cannot be negative. 0 switches evaluation off.")
-        for name in ("tasks", "samples"):
-            require(getattr(self, name) >= 1, f"eval.{name} is {getattr(self, name)}, but must be at least 1.")
-        require(self.temperature >= 0, f"eval.temperature is {self.temperature}, but cannot be negative. 0 is greedy.")
-        require(
-            not self.best or self.best.startswith("eval/"),
-            f"eval.best is {self.best!r}, but the best checkpoint must be chosen by a held-out metric, never by the "
-            "training reward: name one that starts with eval/, such as eval/success.",
-        )
-        require(
-            not self.best or self.every > 0,
-            f"eval.best is {self.best!r}, but eval.every is 0, so nothing would measure it. Set eval.every, or drop "
-            "eval.best.",
-        )
-        require(
-            self.env is None or self.data is None,
-            "eval has env (to play) and data (to read), but an evaluation does one of them. Drop one.",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Success:
-    """When a rollout counts as a success: a named part against a threshold, never a shaped sum."""
-
-    part: str
-    at_least: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judge:
-    """Who reads each reply beside what came next, and gives a score (the part `judge`) and hints for a teacher."""
-
-    who: Any
-    """`file.py:function`, a model's directory or hub id, or a server that speaks OpenAI's protocol: http://…/v1."""
-    model: str = ""
-    """Of a server: which of its models."""
-    votes: int = 1
-    """How often it is asked about each reply; the majority decides."""
-    temperature: float = 0.6
-    """Of a model's answers."""
-    max_tokens: int = 512
-    """Longest answer of a model, in tokens."""
-    timeout: float = 60.0
-    """Seconds after which a silent server has failed."""
-    ask: str = ""
-    """Other words for the question to a model, with the slots {reply}, {next} and {role}. Empty: the usual ones."""
-
-    def __post_init__(self) -> None:
-        require(bool(self.who), "judge.who is empty. Use file.py:function, a model, or http://…/v1.")
-        for name in ("votes", "max_tokens", "timeout"):
-            require(getattr(self, name) > 0, f"judge.{name} is {getattr(self, name)}, but must be above 0.")
-        require(self.temperature >= 0, f"judge.temperature is {self.temperature}, but cannot be negative.")
-        require(
-            not self.ask or ("{reply}" in self.ask and "{next}" in self.ask),
-            f"judge.ask is {self.ask!r:.80}, but must show the judge {{reply}} and {{next}}.",
-        )
-        require(
-            bool(self.model) == self.served,
-            f"judge.model is {self.model!r} and judge.who {self.who}: a server is asked for one of its models by name, "
-            "and nothing else is. Set both, or only who.",
-        )
-
-    @property
-    def served(self) -> bool:
-        return isinstance(self.who, str) and self.who.startswith(("http://", "https://"))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One method on one source of data. It starts from the model that the stage before it left."""
 
@@ -309,6 +159,8 @@ class Stage:
     success: Success | None = None
     judge: Judge | None = None
     """Online: who scores each turn by what came next."""
+    reward_models: Learned | None = None
+    """Online: who scores each reply as a whole."""
     sampling: Sampling = field(default_factory=Sampling)
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
@@ -349,6 +201,11 @@ class Stage:
         require(
             self.eval.data is None or self.data is not None,
             f"stage {self.name!r} plays, but eval.data has rows to read. Use eval.env, or leave it out.",
+        )
+        require(
+            self.reward_models is None or self.env is not None,
+            f"stage {self.name!r} has reward_models, but reads data, where nothing is scored. To train one, use "
+            "method: reward_model.",
         )
         for name, weight in self.rewards.items():
             require(math.isfinite(weight), f"the weight of the reward {name} is {weight}, but must be finite.")

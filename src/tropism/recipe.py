@@ -26,11 +26,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from tropism.config import Data, Judge, Model, Named, Recipe, Stage, Success
+from tropism.config import Data, Judge, Learned, Model, Named, Recipe, Stage, Success
 from tropism.errors import ConfigError
 from tropism.keys import RECIPE, STAGE, either, known, leaves, shown, unknown
 
-SHORT: dict[type, str] = {Model: "path", Data: "path", Success: "part", Judge: "who"}
+SHORT: dict[type, str] = {Model: "path", Data: "path", Success: "part", Judge: "who", Learned: "who"}
 """Where a text may stand for the whole section: `model: tiny`."""
 
 

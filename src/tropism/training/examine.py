@@ -19,7 +19,7 @@ from tropism.training.checkpoint import State
 from tropism.training.collate import collate
 from tropism.training.learn import Job, Playing
 from tropism.training.numbers import failed
-from tropism.training.scoring import judged, parts_of
+from tropism.training.scoring import offered, parts_of
 from tropism.training.teachers import openings
 from tropism.training.update import inseparable, micro_batch_rows
 from tropism.types import Batch, Credit, Rollout, Source
@@ -69,8 +69,8 @@ def check_rewards(stage: Stage, source: Source) -> str:
     """Does every reward function get the columns that it names?"""
     tasks = [source.task(number) for number in range(GROUPS)]
     parts = parts_of(source)
-    found = [find_scorer(given, parts) for given in stage.rewards if given not in (*parts, *judged(stage))]
-    needed = {name: columns for name, _, columns in found} | dict.fromkeys(judged(stage), ())
+    found = [find_scorer(given, parts) for given in stage.rewards if given not in (*parts, *offered(stage))]
+    needed = {name: columns for name, _, columns in found} | dict.fromkeys(offered(stage), ())
     return doctor.gets_columns(needed, tasks)
 
 

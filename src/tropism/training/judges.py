@@ -1,15 +1,22 @@
-"""Opens a stage's judge: a function, a local model, or a server."""
+"""Opens who scores a stage: its judge (a function, a local model, or a server) and its reward models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from tropism.config import Judge, Model
+from tropism.config import Judge, Model, Recipe, Stage
+from tropism.envs import open_source
 from tropism.errors import ConfigError
 from tropism.load import load
 from tropism.signals.judge import Answering, Panel, Voter, by_function, by_model, over_http
+from tropism.signals.reward_model import Ensemble, scales_of
+from tropism.training.checkpoint import State
+from tropism.training.learn import Playing
 from tropism.training.model import Policy, load_policy
-from tropism.types import Failure, Prompt, SamplingParams
+from tropism.training.scorer import Scorer
+from tropism.types import Failure, Prompt, SamplingParams, seed_of
 
 
 def open_judge(judge: Judge | None, model: Model, policy: Policy) -> Panel | None:
@@ -57,3 +64,38 @@ def local(policy: Policy, params: SamplingParams) -> Answering:
         return [turn if isinstance(turn, Failure) else policy.words.reply(turn.action) for turn in turns]
 
     return answering
+
+
+REPLIES = 64
+"""Replies of the start model, at least, by which reward models are put on one scale."""
+
+
+def open_reward_models(recipe: Recipe, stage: Stage, policy: Policy, folder: Path) -> Ensemble | None:
+    """
+    Args:
+        policy: the stage's start model.
+        folder: of the run, where earlier stages are.
+    """
+    learned = stage.reward_models
+    if learned is None:
+        return None
+    earlier = [one.name for one in recipe.stages]
+    members = [Scorer(str(folder / who) if who in earlier else who, str(policy.device)) for who in learned.models]
+    for who, member in zip(learned.models, members, strict=True):
+        if member.vocabulary != policy.tokenizer.get_vocab():
+            raise ConfigError(
+                f"the reward model {who} has another tokenizer than the policy, so it would read other words than were "
+                "written. Use one that was trained from a model of the same family."
+            )
+    ensemble = Ensemble(members, learned.combine, learned.penalty)
+    if not learned.standardise:
+        return ensemble
+    assert stage.env is not None
+    source = open_source(stage.env.name, stage.env.options, split="train", seed=recipe.seed)
+    seed = seed_of(recipe.seed, stage.name)
+    playing = Playing(stage=stage, source=source, policy=policy, score=list, seed=seed, say=lambda _: None)
+    groups = -(-REPLIES // stage.sampling.group_size)
+    replies = [one for one in playing.play(State(step=-4), groups, 0) if one.failure is None]
+    if not replies:
+        raise ConfigError("no reply of the start model could be played, so reward models cannot be put on one scale.")
+    return replace(ensemble, scales=tuple(scales_of(ensemble.scores(replies))))

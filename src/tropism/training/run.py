@@ -20,6 +20,7 @@ from tropism.errors import ConfigError, TropismError
 from tropism.record import Run, Watcher, latest, saved_in
 from tropism.signals.frozen import MEASURED, TAUGHT, Forward
 from tropism.signals.judge import Panel
+from tropism.signals.reward_model import Ensemble
 from tropism.teacher import teacher_of
 from tropism.training import checkpoint
 from tropism.training.checkpoint import State
@@ -27,7 +28,7 @@ from tropism.training.evaluate import Evaluation
 from tropism.training.examine import check_rewards, examine
 from tropism.training.fit import Reading, load_rows, sifted
 from tropism.training.held_out import HeldOut
-from tropism.training.judges import open_judge, rule_of
+from tropism.training.judges import open_judge, open_reward_models, rule_of
 from tropism.training.learn import Draw, Job, Playing, learn
 from tropism.training.model import Policy, load_policy
 from tropism.training.optim import AdamW
@@ -150,7 +151,8 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
         other = load_other(base, model, policy) if base else load_policy(model, recipe.seed)
         reference = other.measuring(temperature, stage.train)
     panel = open_judge(stage.judge, model, policy)
-    draw = open_draw(recipe, stage, policy, panel, seed, watcher)
+    ensemble = open_reward_models(recipe, stage, policy, path.parent)
+    draw = open_draw(recipe, stage, policy, panel, ensemble, seed, watcher)
     return Job(
         stage=stage,
         policy=policy,
@@ -159,14 +161,22 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
         run=Run(path),
         watcher=watcher,
         seed=seed,
-        evaluation=open_evaluation(recipe, stage, policy, panel, reference),
+        evaluation=open_evaluation(recipe, stage, policy, panel, ensemble, reference),
         reference=reference,
         tutor=open_tutor(stage, model, policy, draw.source if isinstance(draw, Playing) else None),
         per_reply=per_reply(stage.env),
     )
 
 
-def open_draw(recipe: Recipe, stage: Stage, policy: Policy, panel: Panel | None, seed: int, watcher: Watcher) -> Draw:
+def open_draw(
+    recipe: Recipe,
+    stage: Stage,
+    policy: Policy,
+    panel: Panel | None,
+    ensemble: Ensemble | None,
+    seed: int,
+    watcher: Watcher,
+) -> Draw:
     if stage.data is not None:
         asked = stage.method.needs.data
         read = load_rows(stage.data, policy.words, recipe.seed, policy.context, asked)
@@ -174,12 +184,17 @@ def open_draw(recipe: Recipe, stage: Stage, policy: Policy, panel: Panel | None,
         return Reading(rows, stage.train.batch, seed, left_out)
     assert stage.env is not None
     source = open_source(stage.env.name, stage.env.options, split="train", seed=recipe.seed)
-    score = scoring(stage, stage.env, source, panel)
+    score = scoring(stage, stage.env, source, panel, ensemble)
     return Playing(stage=stage, source=source, policy=policy, score=score, seed=seed, say=watcher.say)
 
 
 def open_evaluation(
-    recipe: Recipe, stage: Stage, policy: Policy, panel: Panel | None, reference: Forward | None
+    recipe: Recipe,
+    stage: Stage,
+    policy: Policy,
+    panel: Panel | None,
+    ensemble: Ensemble | None,
+    reference: Forward | None,
 ) -> Evaluation | HeldOut | None:
     """Held-out rows of `eval.data`, or held-out play: on `eval.env`, else on the stage's environment, else on what its
     demonstrations come from."""
@@ -201,7 +216,7 @@ def open_evaluation(
         sampling=stage.sampling,
         source=source,
         policy=policy,
-        score=scoring(stage, env, source, panel),
+        score=scoring(stage, env, source, panel, ensemble),
         seed=recipe.seed,
         per_reply=per_reply(env),
     )

@@ -11,34 +11,43 @@ from tropism.envs import find_class
 from tropism.errors import ConfigError
 from tropism.rewards import find_scorer
 from tropism.rewards.score import score
+from tropism.signals import reward_model
 from tropism.signals.judge import PART, Panel
+from tropism.signals.reward_model import Ensemble
 from tropism.types import Rollout, Source
 
 Scoring = Callable[[Sequence[Rollout]], list[Rollout]]
 
 
-def scoring(stage: Stage, env: Named, source: Source, panel: Panel | None = None) -> Scoring:
+def scoring(
+    stage: Stage, env: Named, source: Source, panel: Panel | None = None, ensemble: Ensemble | None = None
+) -> Scoring:
     """`score` with the stage's scorers and weights; without any, the environment's own weights.
 
     Args:
         source: `env`, opened.
         panel: the stage's judge, opened. It is asked first, so that its hints are on the turns that are scored.
+        ensemble: its reward models, opened.
     """
     scorers: dict[str, Any] = {}
     weights: dict[str, float] = {}
     parts = parts_of(source)
     for given, weight in stage.rewards.items():
-        if isinstance(given, str) and given in (*parts, *judged(stage)):
+        if isinstance(given, str) and given in (*parts, *offered(stage)):
             weights[given] = weight
             continue
         name, scorer, _ = find_scorer(given, parts)
-        if name in (*scorers, *judged(stage)):
+        if name in (*scorers, *offered(stage)):
             raise ConfigError(f"two rewards are called {name}, and the record could not tell them apart. Rename one.")
         scorers[name], weights[name] = scorer, weight
     weights = weights or own_weights(source, parts)
     if not weights:
         raise ConfigError(f"{env.name} has no reward of its own, so the recipe must name one: rewards: {{…: 1.0}}.")
     success = (stage.success.part, stage.success.at_least) if stage.success else None
+    if ensemble is not None:
+        scorers[reward_model.PART] = ensemble
+        if len(ensemble.members) > 1:  # else the spread would count as the reward does
+            weights.setdefault(reward_model.SPREAD, 0.0)
     if panel is None:
         return partial(score, scorers=scorers, weights=weights, success=success, parts=parts)
 
@@ -49,9 +58,10 @@ def scoring(stage: Stage, env: Named, source: Source, panel: Panel | None = None
     return read_and_score
 
 
-def judged(stage: Stage) -> tuple[str, ...]:
-    """The name of the judge's part, where the stage has one."""
-    return (PART,) if stage.judge else ()
+def offered(stage: Stage) -> tuple[str, ...]:
+    """The names of the parts that the stage's judge and its reward models give."""
+    learned = (reward_model.PART, reward_model.SPREAD) if stage.reward_models else ()
+    return (*((PART,) if stage.judge else ()), *learned)
 
 
 def parts_of(source: Source) -> tuple[str, ...]:

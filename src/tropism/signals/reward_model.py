@@ -1,0 +1,60 @@
+"""One or several reward models as a reward: what they say together of a reply, and how far they disagree."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tropism.types import Failure, Rollout, Scored
+
+PART, SPREAD = "reward_model", "reward_model/spread"
+"""The reward, and the standard deviation of the members: what a user can see of a reply that fools one of them."""
+
+Member = Callable[[Sequence[Sequence[int]]], Sequence[float]]
+"""Token ids of prompts with their replies -> a score each."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A scorer. Each member is first put on one scale, then they are combined. Coste et al. 2023, arXiv:2310.02743.
+
+        mean         mean_i r_i
+        min          min_i r_i                        the worst case
+        penalised    mean_i r_i - penalty var_i r_i   uncertainty-weighted; 0.5 for best-of-n there, 0.1 for PPO
+
+    What all members like for a wrong reason, such as length, none of the three can see.
+    """
+
+    members: Sequence[Member]
+    combine: Literal["mean", "min", "penalised"] = "mean"
+    penalty: float = 0.5
+    scales: Sequence[tuple[float, float]] = ()
+    """Of each member, the mean and the standard deviation that become 0 and 1; empty: scores as they are."""
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[Scored | Failure]:
+        said = [self.scaled(n, scores) for n, scores in enumerate(self.scores(rollouts))]
+        return [self.together(scores) for scores in zip(*said, strict=True)]
+
+    def scores(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+        """Of each member, one per rollout: what it says of the last reply after all that was said before."""
+        answers = [[*rollout.turns[-1].context, *rollout.turns[-1].action] for rollout in rollouts]
+        return [list(member(answers)) for member in self.members]
+
+    def scaled(self, member: int, scores: Sequence[float]) -> list[float]:
+        mean, deviation = self.scales[member] if self.scales else (0.0, 1.0)
+        return [(score - mean) / deviation for score in scores]
+
+    def together(self, scores: Sequence[float]) -> Scored | Failure:
+        if not all(map(math.isfinite, scores)):
+            return Failure(PART, f"the reward models say {', '.join(map(str, scores))}, and not all of that is finite")
+        mean, variance = statistics.fmean(scores), statistics.pvariance(scores)
+        combined = {"mean": mean, "min": min(scores), "penalised": mean - self.penalty * variance}[self.combine]
+        return {PART: combined} | ({SPREAD: math.sqrt(variance)} if len(scores) > 1 else {})
+
+
+def scales_of(scores: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """Mean and standard deviation of each member's scores; a member that says the same of everything keeps its unit."""
+    return [(statistics.fmean(one), statistics.pstdev(one) or 1.0) for one in scores]

@@ -1,0 +1,58 @@
+"""An ensemble of reward models: its three combinations by hand, their order, and what it does with nonsense."""
+
+import math
+import random
+
+import pytest
+
+from small import rollout, turn
+from tropism.signals.reward_model import PART, SPREAD, Ensemble, scales_of
+from tropism.types import Failure
+
+ROLLOUTS = [rollout(turn([1, 2], [3])), rollout(turn([1], [2]), turn([1, 2, 5], [6, 7]))]
+
+
+def said(*scores, **settings):
+    """What an ensemble says of one rollout to which its members give these scores."""
+    members = [lambda answers, score=score: [score] * len(answers) for score in scores]
+    return Ensemble(members, **settings)(ROLLOUTS[:1])[0]
+
+
+def test_combinations_by_hand():
+    """Scores 1, 2 and 6: mean 3, variance 14 / 3. Coste et al. 2023, arXiv:2310.02743, section 3."""
+    assert said(1.0, 2.0, 6.0) == {PART: 3.0, SPREAD: pytest.approx(math.sqrt(14 / 3))}
+    assert said(1.0, 2.0, 6.0, combine="min")[PART] == 1.0
+    assert said(1.0, 2.0, 6.0, combine="penalised", penalty=0.5)[PART] == pytest.approx(3 - 7 / 3)
+
+
+def test_the_worst_case_and_the_penalty_never_say_more_than_the_mean():
+    draws = random.Random(0)
+    for _ in range(50):
+        scores = [draws.gauss(0, 3) for _ in range(4)]
+        mean, worst, careful = (said(*scores, combine=way)[PART] for way in ("mean", "min", "penalised"))
+        assert worst <= mean and careful <= mean
+
+
+def test_one_model_is_itself_and_has_no_spread():
+    for way in ("mean", "min", "penalised"):
+        assert said(2.5, combine=way) == {PART: 2.5}
+
+
+def test_the_last_reply_is_scored_after_all_that_was_said_before():
+    heard = []
+    Ensemble([lambda answers: heard.extend(answers) or [0.0] * len(answers)])(ROLLOUTS)
+    assert heard == [[1, 2, 3], [1, 2, 5, 6, 7]]
+
+
+def test_members_are_put_on_one_scale():
+    scores = [[1.0, 3.0], [100.0, 500.0], [7.0, 7.0]]
+    scales = scales_of(scores)
+    assert scales == [(2.0, 1.0), (300.0, 200.0), (7.0, 1.0)]
+    members = [lambda answers, some=some: some for some in scores]
+    assert [found[PART] for found in Ensemble(members, scales=scales)(ROLLOUTS)] == pytest.approx([-2 / 3, 2 / 3])
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_what_is_not_finite_is_a_failure_and_not_a_number(score):
+    found = said(1.0, score)
+    assert isinstance(found, Failure) and found.where == PART and "not all of that is finite" in found.reason

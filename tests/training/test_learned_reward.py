@@ -1,0 +1,87 @@
+"""A reward model as a stage's reward: trained on pairs, then asked about replies, alone or with others."""
+
+import json
+
+import pytest
+
+import tropism
+import world
+from again import same, train_until
+from tropism.errors import ConfigError
+from tropism.record import Run
+
+PAIRS = [
+    {"prompt": f"{n % 2} say {'abc'[n % 3]}: ", "chosen": "aab"[: 1 + n % 3], "rejected": "zyx"} for n in range(12)
+]
+
+
+def recipe(folder, learned="rm", **stage):
+    """Demonstrations, a reward model that likes early letters, and a policy that is paid by it alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    made = world.sft(folder, train={"steps": 2})
+    scorer = {"name": "rm", "method": "reward_model", "start": "demos", "data": {"path": str(folder / "pairs.jsonl")}}
+    scorer["train"] = {"steps": 8, "batch": 6, "learning_rate": 1e-2, "save_every": 4, "threads": 1}
+    other = scorer | {"name": "rm2", "data": {"path": str(folder / "pairs.jsonl")}}
+    other["train"] = scorer["train"] | {"learning_rate": 3e-3}
+    rl = world.grpo(folder, train={"steps": 4, "save_every": 2})["stages"][0]
+    rl |= {"start": "demos", "rewards": {"reward_model": 1.0}, "reward_models": learned, "method": "grpo"}
+    rl["eval"] = {"every": 4, "tasks": 3, "best": "eval/reward"}
+    made["stages"] += [scorer, other, rl | stage]
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("learned")
+    return tropism.train(recipe(folder, {"who": ["rm", "rm2"], "combine": "penalised"}), quiet=True).path
+
+
+def test_the_policy_is_paid_by_the_models_of_earlier_stages_and_their_spread_is_recorded_only(run):
+    lines = [line for line in Run(run / "rl").metrics() if "loss" in line]
+    assert len(lines) == 4 and all(line["rewards/reward_model/spread/mean"] > 0 for line in lines)
+    assert lines[0]["reward"] == pytest.approx(lines[0]["rewards/reward_model/mean"])
+    assert any("eval/reward" in line for line in Run(run / "rl").metrics())
+
+
+def test_the_start_models_replies_have_mean_zero_and_deviation_one(tmp_path):
+    run = tropism.train(recipe(tmp_path, sampling={"groups": 40, "group_size": 2, "max_tokens": 4}), quiet=True).path
+    first = Run(run / "rl").metrics()[1]
+    assert abs(first["rewards/reward_model/mean"]) < 0.4 and 0.4 < first["rewards/reward_model/std"] < 1.6
+    plain = recipe(tmp_path / "plain", {"who": "rm", "standardise": False})
+    raw = Run(tropism.train(plain, quiet=True).path / "rl").metrics()[1]
+    assert raw["rewards/reward_model/mean"] > 1
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(run, tmp_path, monkeypatch):
+    made = recipe(tmp_path, {"who": ["rm", "rm2"], "combine": "penalised"})
+    train_until(made, 3, monkeypatch)
+    tropism.train(made, resume=True, quiet=True)
+    same(tmp_path / "run", run, "rl")
+
+
+def test_a_run_elsewhere_may_be_named(run, tmp_path):
+    made = recipe(tmp_path, str(run / "rm"))
+    made["stages"] = [stage for stage in made["stages"] if stage["name"] in ("demos", "rl")]
+    assert tropism.train(made, quiet=True).model.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("learned", "says"),
+    [
+        ("demos", "holds no reward model"),
+        ({"who": []}, "reward_models.who is empty"),
+        ({"who": "rm", "penalty": -1.0}, "pay for disagreement"),
+        ({"who": "./nothing"}, "could not be loaded"),
+    ],
+)
+def test_what_is_no_reward_model_is_refused(learned, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        tropism.train(recipe(tmp_path, learned), quiet=True)
+
+
+def test_rows_of_data_are_not_scored(tmp_path):
+    made = recipe(tmp_path)
+    made["stages"][1]["reward_models"] = "rm2"
+    with pytest.raises(ConfigError, match="reads data, where nothing is scored"):
+        tropism.train(made, quiet=True)
