@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, *sorted((ROOT / "r
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"# (\w+\.(?:py|yaml))\n")
 SECTIONS = {"model": config.Model, "success": config.Success, "data": config.Data, "sampling": config.Sampling}
-SECTIONS |= {"train": config.Train, "eval": config.Eval, "data.told": config.Told}
+SECTIONS |= {"train": config.Train, "eval": config.Eval, "data.told": config.Told, "data.sampled": config.Sampled}
 KEYS = "".join((ROOT / "docs" / page).read_text("utf-8") for page in ("recipes.md", "keys.md", "rewards.md"))
 """Every key of a recipe stands on one of these pages."""
 

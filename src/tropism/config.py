@@ -16,6 +16,7 @@ from tropism.sections import Eval as Eval
 from tropism.sections import Judge as Judge
 from tropism.sections import Learned as Learned
 from tropism.sections import Named as Named
+from tropism.sections import Sampled as Sampled
 from tropism.sections import Success as Success
 from tropism.sections import Told as Told
 from tropism.sections import require
@@ -165,6 +166,11 @@ class Stage:
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
 
+    @property
+    def scored(self) -> Named | None:
+        """Where replies are scored: what is played, or what rows are sampled from."""
+        return self.data.sampled.env if self.data and self.data.sampled else self.env
+
     def __post_init__(self) -> None:
         require(
             (self.env is None) != (self.data is None),
@@ -178,10 +184,14 @@ class Stage:
                 f"{self.sampling.group_size}: every advantage would be 0 and nothing would be learned. Use "
                 "group_size >= 2 (8 is a good start)."
             )
-        if self.method.needs.data and (self.data is None or self.data.demos is not None):
+        wanted = self.method.needs.data
+        kept = self.data.sampled.keep if self.data is not None and self.data.sampled is not None else ""
+        held = {kept} & {"pairs", "labels"}
+        if (wanted and (self.data is None or not (self.data.path or wanted <= held))) or (held and not wanted >= held):
             raise ConfigError(
-                f"{type(self.method).__name__} learns from {' and '.join(self.method.needs.data)}, which only data can "
-                f"hold, but stage {self.name!r} has none. Use data: {{path: …}}."
+                f"{type(self.method).__name__} learns from {' and '.join(wanted) or 'single answers'}, which only data "
+                f"can hold, but stage {self.name!r} has {' and '.join(held) or 'none'}. Use data: {{path: …}}, or "
+                f"data: {{sampled: {{keep: {' or '.join(wanted) or 'best'}, …}}}}."
             )
         if self.data is not None and self.method.needs.sampling:
             raise ConfigError(
@@ -195,7 +205,7 @@ class Stage:
                 "Leave both at 1, and set train.steps for as many passes as you want."
             )
         require(
-            self.judge is None or self.env is not None,
+            self.judge is None or self.scored is not None,
             f"stage {self.name!r} has a judge, but reads data, where nothing is scored. Drop judge, or play in an env.",
         )
         require(
@@ -203,7 +213,7 @@ class Stage:
             f"stage {self.name!r} plays, but eval.data has rows to read. Use eval.env, or leave it out.",
         )
         require(
-            self.reward_models is None or self.env is not None,
+            self.reward_models is None or self.scored is not None,
             f"stage {self.name!r} has reward_models, but reads data, where nothing is scored. To train one, use "
             "method: reward_model.",
         )

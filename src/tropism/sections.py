@@ -45,6 +45,40 @@ class Told:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Rows that the stage's start model writes, of which the reward keeps some: rejection sampling, and pairs."""
+
+    env: Named
+    """Where the tasks come from; the stage's rewards score the replies."""
+    tasks: int = 256
+    """How many, from the first on."""
+    samples: int = 8
+    """Replies to each, at sampling.temperature."""
+    keep: Literal["best", "success", "random", "pairs", "labels"] = "best"
+    """Of each task's replies: the `top` with the highest reward; all successes; as many at random as best would keep,
+    which is the control; pairs of neighbours, the one with the higher reward chosen; or all, labelled by success."""
+    top: int = 1
+    """best, random: how many of each task."""
+    at_least: float | None = None
+    """best: and only those whose reward reaches this."""
+    noise: float = 0.0
+    """pairs: the better one wins with probability s(difference / noise); 0: always, and equal ones are no pair."""
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "samples", "top"):
+            require(getattr(self, name) >= 1, f"sampled.{name} is {getattr(self, name)}, but must be at least 1.")
+        require(self.noise >= 0, f"sampled.noise is {self.noise}, but cannot be negative. 0 is a judge without doubt.")
+        require(
+            self.keep != "pairs" or self.samples >= 2,
+            f"sampled.samples is {self.samples}, but a pair takes two replies to one task. Use 2 or more.",
+        )
+        require(
+            self.top < self.samples or self.keep not in ("best", "random") or self.at_least is not None,
+            f"sampled.top is {self.top} of {self.samples} samples, so every reply would be kept. Use fewer.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Rows to learn from offline: a file or data set, or an environment's own demonstrations."""
 
@@ -57,11 +91,13 @@ class Data:
     """How many demonstrated episodes."""
     told: Told | None = None
     """demos: some replies follow from what a teacher may read."""
+    sampled: Sampled | None = None
+    """The stage's start model writes the replies, and the reward keeps some."""
 
     def __post_init__(self) -> None:
         require(
-            bool(self.path) != (self.demos is not None),
-            "data needs a path, or demos (an environment that demonstrates), and not both.",
+            bool(self.path) + (self.demos is not None) + (self.sampled is not None) == 1,
+            "data needs one of path, demos (an environment that demonstrates) and sampled (the model's own replies).",
         )
         require(
             self.told is None or self.demos is not None,
@@ -69,12 +105,12 @@ class Data:
         )
         require(self.episodes >= 1, f"data.episodes is {self.episodes}, but must be at least 1.")
         require(
-            self.demos is None or self.split == "train",
-            f"data.split is {self.split!r}, but demos come from the train split. Drop data.split, or use data.path.",
+            bool(self.path) or self.split == "train",
+            f"data.split is {self.split!r}, but tasks come from the train split. Drop data.split, or use data.path.",
         )
         require(
-            not self.path or self.episodes == 2000,
-            f"data.episodes is {self.episodes}, but all rows of data.path are read. Drop data.episodes, or use demos.",
+            self.demos is not None or self.episodes == 2000,
+            f"data.episodes is {self.episodes}, but is about demos. Drop it: all rows of data.path are read.",
         )
 
 

@@ -90,8 +90,8 @@ def open_reward_models(recipe: Recipe, stage: Stage, policy: Policy, folder: Pat
     ensemble = Ensemble(members, learned.combine, learned.penalty)
     if not learned.standardise:
         return ensemble
-    assert stage.env is not None
-    source = open_source(stage.env.name, stage.env.options, split="train", seed=recipe.seed)
+    assert stage.scored is not None
+    source = open_source(stage.scored.name, stage.scored.options, split="train", seed=recipe.seed)
     seed = seed_of(recipe.seed, stage.name)
     playing = Playing(stage=stage, source=source, policy=policy, score=list, seed=seed, say=lambda _: None)
     groups = -(-REPLIES // stage.sampling.group_size)

@@ -26,12 +26,13 @@ from tropism.training import checkpoint
 from tropism.training.checkpoint import State
 from tropism.training.evaluate import Evaluation
 from tropism.training.examine import check_rewards, examine
-from tropism.training.fit import Reading, load_rows, sifted
+from tropism.training.fit import Reading, load_rows, sifted, usable
 from tropism.training.held_out import HeldOut
 from tropism.training.judges import open_judge, open_reward_models, rule_of
 from tropism.training.learn import Draw, Job, Playing, learn
 from tropism.training.model import Policy, load_policy
 from tropism.training.optim import AdamW
+from tropism.training.sampled import sampled_rows, write_rows
 from tropism.training.scoring import per_reply, scoring
 from tropism.training.teachers import load_other, open_tutor
 from tropism.types import seed_of
@@ -106,6 +107,8 @@ def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Ru
         Run.create(path, recipes.dump(recipe) | {"stage": stage.name}, versions(policy.device))
         if isinstance(job.draw, Reading) and job.draw.left_out:
             job.run.note("left_out", {"rows": list(job.draw.left_out)})
+        if isinstance(job.draw, Reading) and stage.data is not None and stage.data.sampled is not None:
+            write_rows(job.draw.rows, path / "rows.jsonl")
     if "sampler" not in job.run.notes():
         job.run.note("sampler", {"exact": exact})
     job = replace(job, exact=job.run.notes()["sampler"]["exact"])  # a resumed run keeps the answer it began with
@@ -177,6 +180,13 @@ def open_draw(
     seed: int,
     watcher: Watcher,
 ) -> Draw:
+    if stage.data is not None and stage.data.sampled is not None:
+        env = stage.data.sampled.env
+        source = open_source(env.name, env.options, split="train", seed=recipe.seed)
+        score = scoring(stage, env, source, panel, ensemble)
+        own = sampled_rows(stage.data.sampled, stage.sampling, source, policy, score, seed, watcher.say)
+        rows, left_out = sifted([usable(row, policy.context) for row in own], stage.train.failure_limit, watcher.say)
+        return Reading(rows, stage.train.batch, seed, left_out)
     if stage.data is not None:
         asked = stage.method.needs.data
         read = load_rows(stage.data, policy.words, recipe.seed, policy.context, asked)
@@ -223,12 +233,12 @@ def open_evaluation(
 
 
 def evaluated(stage: Stage) -> Named | None:
-    return stage.eval.env or stage.env or (stage.data.demos if stage.data else None)
+    return stage.eval.env or stage.scored or (stage.data.demos if stage.data else None)
 
 
 def foresee(stage: Stage, seed: int) -> None:
     """Raise what opening this stage would raise, as far as it can be known without its model."""
-    for env in {named.name: named for named in (stage.env, evaluated(stage)) if named}.values():
+    for env in {named.name: named for named in (stage.scored, evaluated(stage)) if named}.values():
         source = open_source(env.name, env.options, split="train", seed=seed)
         scoring(stage, env, source)
         check_rewards(stage, source)

@@ -1,0 +1,111 @@
+"""Rows that the start model writes itself: rejection sampling (best-of-n, expert iteration) and preference pairs.
+
+Dong et al. 2023, RAFT, arXiv:2304.06767; Touvron et al. 2023, Llama 2, arXiv:2307.09288, section 3.2.3.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tropism.config import Sampled, Sampling
+from tropism.errors import ConfigError
+from tropism.rollout.play import play
+from tropism.training.model import Policy
+from tropism.types import Rollout, SamplingParams, Source, Stop, seed_of
+
+AT_ONCE = 512
+"""Replies that are sampled at the same time."""
+
+
+def sampled_rows(
+    sampled: Sampled,
+    sampling: Sampling,
+    source: Source,
+    policy: Policy,
+    score: Callable[[Sequence[Rollout]], list[Rollout]],
+    seed: int,
+    say: Callable[[str], None],
+) -> list[tuple[Rollout, ...]]:
+    """What is kept, and a line about it. The same for the same start model and seed, so a resume need not save it.
+
+    Raises:
+        ConfigError: nothing is kept.
+    """
+    groups: list[list[Rollout]] = []
+    per_call = max(1, AT_ONCE // sampled.samples)
+    for start in range(0, sampled.tasks, per_call):
+        numbers = range(start, min(start + per_call, sampled.tasks))
+        tasks = [(source.task(n), n, sibling) for n in numbers for sibling in range(sampled.samples)]
+        params = SamplingParams(
+            temperature=sampling.temperature, max_tokens=sampling.max_tokens, seed=seed_of(seed, "sampled", start)
+        )
+        found = score(play(tasks, source, policy.sampler, policy.words, params, max_turns=sampling.max_turns))
+        by_task: dict[int, list[Rollout]] = {n: [] for n in numbers}
+        for one in found:
+            cut = any(turn.stop is Stop.truncated for turn in one.turns)  # nobody should learn not to stop
+            if one.failure is None and one.turns and not cut:
+                by_task[one.group].append(one)
+        groups += by_task.values()
+    rows = [row for number, group in enumerate(groups) for row in kept(sampled, group, seed_of(seed, "kept", number))]
+    usable, total = sum(map(len, groups)), sampled.tasks * sampled.samples
+    said = f"of {total} replies to {sampled.tasks} tasks, {total - usable} were truncated or failed"
+    if not rows:
+        raise ConfigError(
+            f"{said}, and nothing is kept by keep: {sampled.keep}. Teach the format first, sample more, ask for less."
+        )
+    say(f"{said}; kept {len(rows)} {'pairs' if sampled.keep == 'pairs' else 'replies'}")
+    return [tuple(unsampled(one) for one in row) for row in rows]
+
+
+def kept(sampled: Sampled, group: Sequence[Rollout], seed: int) -> list[tuple[Rollout, ...]]:
+    """Of the scored replies to one task."""
+    draws = random.Random(seed)
+    if sampled.keep == "pairs":
+        pairs = zip(group[::2], group[1::2], strict=False)
+        return [pair for one, other in pairs if (pair := preferred(one, other, sampled.noise, draws))]
+    if sampled.keep in ("success", "labels"):
+        return [(one,) for one in group if one.success or sampled.keep == "labels"]
+    best = sorted(group, key=lambda one: -one.reward)[: sampled.top]
+    enough = [one for one in best if sampled.at_least is None or one.reward >= sampled.at_least]
+    return [(one,) for one in (enough if sampled.keep == "best" else draws.sample(list(group), len(enough)))]
+
+
+def preferred(one: Rollout, other: Rollout, noise: float, draws: random.Random) -> tuple[Rollout, Rollout] | None:
+    """(chosen, rejected); None where nobody can say, or where both are the same."""
+    apart = one.reward - other.reward
+    if one.turns[-1].reply == other.turns[-1].reply or (apart == 0 and not noise):
+        return None
+    chance = 1 / (1 + math.exp(-max(-700.0, min(700.0, apart / noise)))) if noise else float(apart > 0)
+    chosen, rejected = (one, other) if draws.random() < chance else (other, one)
+    return replace(chosen, success=True), replace(rejected, success=False)
+
+
+def unsampled(rollout: Rollout) -> Rollout:
+    """As if it had been read: nobody sampled it, and it earned nothing."""
+    turns = tuple(
+        replace(turn, logp=None, entropy=None, topk_ids=None, topk_logp=None, reward=0.0) for turn in rollout.turns
+    )
+    return replace(rollout, turns=turns, reward=0.0)
+
+
+def write_rows(rows: Sequence[tuple[Rollout, ...]], path: Path) -> None:
+    """In TRL's columns, for other stages, tools and eyes: the last turn of each, after its prompt."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            turns = [one.turns[-1] for one in row]
+            text = isinstance(turns[0].prompt, str)
+            said = [turn.reply if text else [{"role": "assistant", "content": turn.reply}] for turn in turns]
+            names = ("chosen", "rejected") if len(row) == 2 else ("completion",)
+            line: dict[str, Any] = {
+                "prompt": turns[0].prompt if text else list(turns[0].prompt),
+                **dict(zip(names, said, strict=True)),
+            }
+            if len(row) == 1:
+                line["label"] = row[0].success
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
