@@ -132,7 +132,12 @@ def default(field: dataclasses.Field[Any]) -> str:
 
 def sections() -> list[tuple[str, type, str]]:
     """(prefix, class, heading of the table)"""
-    run = [("", config.Recipe, "The run"), ("model.", config.Model, "The run"), ("", config.Stage, "A stage")]
+    run = [
+        ("", config.Recipe, "The run"),
+        ("model.", config.Model, "The run"),
+        ("model.lora.", config.Lora, "The run"),
+        ("", config.Stage, "A stage"),
+    ]
     stage = [(f"{key}.", cls, "A stage") for key, cls in SECTIONS.items() if key != "model"]
     methods = [("method.teacher.", Teacher, "A teacher's keys"), ("method.", METHODS["grpo"], "GRPO's keys")]
     return [

@@ -23,6 +23,24 @@ from tropism.sections import require
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Train a low-rank adapter and leave the model's own weights as they are."""
+
+    rank: int = 16
+    """Of the update of each weight matrix."""
+    alpha: float = 32.0
+    """The update is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of layers, such as q_proj. Empty: every linear layer but the head."""
+    merge: bool = False
+    """Checkpoints are whole models with the adapter merged in; the adapter itself is then in their folder adapter."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, f"lora.rank is {self.rank}, but must be at least 1. 16 is usual.")
+        require(0 < self.alpha < math.inf, f"lora.alpha is {self.alpha}, but must be positive and finite.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """The policy: what it is made from and how it computes."""
 
@@ -39,6 +57,8 @@ class Model:
     """Precision of the weights in checkpoints; resume keeps float32 beside them."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, less memory."""
+    lora: Lora | None = None
+    """An adapter to train instead of the whole model."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
     checkpoint-N/            config.json, model.safetensors, tokenizer files: `from_pretrained` loads it
     checkpoint-N/state/      trainer.json (readable), trainer.pt (optimizer, memory, random number generators),
-                             weights.pt (float32 weights, only where the directory holds another dtype),
+                             weights.pt (float32 weights, only where the directory holds another dtype, or an adapter),
                              critic.pt, teacher.pt (only where the method has a critic, or a teacher that moves)
     checkpoint-N/reward_model/   where the method scores answers: a sequence classifier with one label
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from tropism.errors import TropismError
 from tropism.record import STATE, saved_in, saving
 from tropism.signals.teacher import Tutor
+from tropism.training.lora import adapted, load_adapter, moving_state
 from tropism.training.model import Policy
 from tropism.training.optim import AdamW
 from tropism.training.scorer import SCORER, is_scorer, save_scorer
@@ -88,10 +89,10 @@ def write(partial: Path, policy: Policy, optimizer: AdamW, state: State, tutor: 
     policy.save(partial)
     if is_scorer(policy):
         save_scorer(policy, partial / SCORER)
-    if policy.settings.save != "float32":
-        dump(policy.module.state_dict(), partial / EXACT)
+    if policy.settings.save != "float32" or adapted(policy.module):
+        dump(moving_state(policy.module), partial / EXACT)
     for name, module in beside(policy, tutor).items():
-        dump(module.state_dict(), partial / "state" / f"{name}.pt")
+        dump(moving_state(module), partial / "state" / f"{name}.pt")
     dump(trainer, partial / STATE)
     (partial / "state" / "trainer.json").write_text(json.dumps(facts, indent=1))
     for file in partial.rglob("*"):
@@ -143,11 +144,11 @@ def restore(path: Path, policy: Policy, optimizer: AdamW, tutor: Tutor | None = 
     device = policy.device
     exact = path / EXACT
     if exact.exists():
-        policy.module.load_state_dict(torch.load(exact, map_location=device, weights_only=True))
+        put_back(policy.module, torch.load(exact, map_location=device, weights_only=True))
     else:
         load_model(policy.module, path / "model.safetensors", device=str(device))
     for name, module in beside(policy, tutor).items():
-        module.load_state_dict(torch.load(path / "state" / f"{name}.pt", map_location=device, weights_only=True))
+        put_back(module, torch.load(path / "state" / f"{name}.pt", map_location=device, weights_only=True))
     saved = torch.load(path / STATE, map_location="cpu", weights_only=False)
     optimizer.load_state_dict(saved["optimizer"])
     set_generators(saved["random"])
@@ -179,6 +180,10 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)
+
+
+def put_back(module: Any, state: dict[str, Tensor]) -> None:
+    load_adapter(module, state) if adapted(module) else module.load_state_dict(state)
 
 
 def set_generators(saved: dict[str, Any]) -> None:

@@ -119,13 +119,16 @@ def gradient(job: Job, batch: Batch, tokens: int, temperature: float) -> Tensor:
 
 @contextmanager
 def perturbed(policy: Any) -> Iterator[None]:
-    """Add noise to every weight matrix, a tenth of its own spread; put the very same numbers back."""
-    matrices = [p for p in policy.module.parameters() if p.ndim > 1]
+    """Add noise to every weight matrix that learns, a tenth of its own spread; put the very same numbers back.
+
+    An adapter's second matrix is 0 at the start, and without it the first one changes nothing: it gets a tenth.
+    """
+    matrices = [p for p in policy.module.parameters() if p.ndim > 1 and p.requires_grad]
     kept = [p.detach().clone() for p in matrices]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in matrices:
-            p += torch.randn(p.shape, generator=generator).to(p) * p.std() * 0.1
+            p += torch.randn(p.shape, generator=generator).to(p) * (float(p.std()) or 1.0) * 0.1
     try:
         yield
     finally:

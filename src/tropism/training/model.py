@@ -9,7 +9,8 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tropism.record import last_checkpoint, stages_of
 from tropism.rollout.render import Render
 from tropism.rollout.sampler import Local
 from tropism.signals.frozen import Forward
+from tropism.training import lora as adapters
 from tropism.training.update import micro_batch_rows
 from tropism.types import Batch, Output
 
@@ -60,10 +62,13 @@ class Policy:
 
     critic: torch.nn.Linear | None = None
 
-    def __init__(self, module: Any, tokenizer: Any, settings: Model) -> None:
+    def __init__(self, module: Any, tokenizer: Any, settings: Model, seed: int = 0) -> None:
         self.settings, self.tokenizer = settings, tokenizer
         self.device = device_of(settings.device)
         self.module: Any = module.to(self.device).float().eval()
+        if settings.lora is not None:
+            adapters.add_adapter(self.module, settings.lora, settings.path, seed)
+            self.module.eval()
         if settings.gradient_checkpointing:
             recompute(self.module)
         self.context = int(getattr(module.config, "max_position_embeddings", 1 << 30))
@@ -127,15 +132,20 @@ class Policy:
             last = self.module.base_model(input_ids=probe, use_cache=False).last_hidden_state
             return torch.equal(whole, self.module.get_output_embeddings()(last))
 
-    def measuring(self, temperature: float, train: Train, module: Any = None) -> Forward:
-        """The same without gradient, over any number of rows: padded [N, T] as the batch."""
+    def measuring(self, temperature: float, train: Train, module: Any = None, *, start: bool = False) -> Forward:
+        """The same without gradient, over any number of rows: padded [N, T] as the batch.
+
+        Args:
+            start: with the adapter off, which is the model as it started.
+        """
 
         @torch.no_grad()
         def measure(batch: Batch, top_k: int = 0) -> Output:
             whole: dict[str, Tensor] = {}
             for part in micro_batch_rows(batch.length, train.micro_tokens):
                 width = int(batch.length[part].max())
-                said = self.forward(batch[part].narrow(width), temperature, top_k=top_k, module=module)
+                with adapters.switched_off(self.module) if start else contextlib.nullcontext():
+                    said = self.forward(batch[part].narrow(width), temperature, top_k=top_k, module=module)
                 for name, value in vars(said).items():
                     if value is not None:
                         shape = (len(batch), *batch.tokens.shape[1 : value.ndim], *value.shape[2:])
@@ -154,14 +164,21 @@ class Policy:
 
     def save(self, path: Path) -> None:
         """A directory that `from_pretrained` loads, in the dtype of `model.save`, readable by everybody."""
-        dtype = getattr(torch, self.settings.save)
+        dtype, lora = getattr(torch, self.settings.save), self.settings.lora
+        self.tokenizer.save_pretrained(path)
+        if lora is not None:
+            adapters.save_adapter(self.module, path / "adapter" if lora.merge else path, dtype)
+        if lora is not None and not lora.merge:
+            readable(path)
+            return
         cast: dict[int, Tensor] = {}  # tied weights stay one tensor
-        state = {n: cast.setdefault(value.data_ptr(), value.to(dtype)) for n, value in self.module.state_dict().items()}
-        self.module.save_pretrained(path, state_dict=state)
+        whole = adapters.merged_state(self.module).items()
+        state = {name: cast.setdefault(value.data_ptr(), value.to(dtype)) for name, value in whole}
+        with adapters.as_plain(self.module):
+            self.module.save_pretrained(path, state_dict=state)
         config = copy.deepcopy(self.module.config)
         config.dtype = self.settings.save
         config.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
         readable(path)
 
 
@@ -219,6 +236,11 @@ def load_policy(settings: Model, seed: int = 0) -> Policy:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    if settings.path in PRESETS and settings.lora is not None:
+        raise ConfigError(
+            f"model.path is the preset {settings.path}, whose weights are random, and an adapter on them learns "
+            "little. Train a model first, in a run without model.lora, and name that run as model.path."
+        )
     if settings.path in PRESETS:
         return Policy(*preset(settings.path, settings.shape, seed), settings)
     if settings.shape:
@@ -226,7 +248,8 @@ def load_policy(settings: Model, seed: int = 0) -> Policy:
             f"model.shape changes a preset, but model.path is {settings.path!r}, whose shape is given by its weights. "
             f"Drop model.shape, or start from a preset: {', '.join(PRESETS)}."
         )
-    return Policy(*pretrained(settings.path), settings)
+    settings = replace(settings, path=trained(settings.path))
+    return Policy(*pretrained(settings.path), settings, seed)
 
 
 def preset(name: str, shape: Mapping[str, Any], seed: int) -> tuple[Any, Any]:
@@ -267,12 +290,12 @@ def pretrained(path: str) -> tuple[Any, Any]:
     """(model, tokenizer) of a local directory, hub id, run or stage; both are needed, and said so."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = trained(path)
     local = Path(path)
     if (os.sep in path or path.startswith(".")) and not local.is_dir() and path.count("/") != 1:
         raise ConfigError(f"model.path is {path!r}, but there is no such directory. Presets: {', '.join(PRESETS)}.")
     try:
-        module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        load = partial(AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
+        module = adapters.with_adapter_merged(path, load) if (local / adapters.CONFIG).exists() else load(path)
     except Exception as error:  # somebody else's files raise anything
         raise ConfigError(f"model.path {path!r} could not be loaded: {first_line(error)}") from error
     try:
@@ -290,7 +313,7 @@ def pretrained(path: str) -> tuple[Any, Any]:
 def trained(path: str) -> str:
     """A run or one of its stages stands for its last checkpoint; any other path for itself."""
     local = Path(path)
-    if not local.is_dir() or (local / "config.json").exists():
+    if not local.is_dir() or (local / "config.json").exists() or (local / adapters.CONFIG).exists():
         return path
     runs = stages_of(local) if any((*local.glob("config.yaml"), *local.glob("*/config.yaml"))) else []
     end = last_checkpoint(runs)

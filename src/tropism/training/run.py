@@ -151,8 +151,11 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
     if "reference_logp" in needs.measured:
         temperature = stage.sampling.temperature if stage.env else 1.0
         base = getattr(stage.method, "reference", "")
-        other = load_other(base, model, policy) if base else load_policy(model, recipe.seed)
-        reference = other.measuring(temperature, stage.train)
+        if not base and model.lora is not None:
+            reference = policy.measuring(temperature, stage.train, start=True)
+        else:
+            other = load_other(base, model, policy) if base else load_policy(model, recipe.seed)
+            reference = other.measuring(temperature, stage.train)
     panel = open_judge(stage.judge, model, policy)
     ensemble = open_reward_models(recipe, stage, policy, path.parent)
     draw = open_draw(recipe, stage, policy, panel, ensemble, seed, watcher)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tropism.errors import ConfigError
 from tropism.record import last_checkpoint, stages_of
+from tropism.training.lora import merged_state
 from tropism.training.model import Policy, device_of, readable
 
 SCORER = "reward_model"
@@ -40,7 +41,7 @@ def save_scorer(policy: Policy, path: Path) -> None:
         )
     told = policy.module.config.to_dict() | {"pad_token_id": pad, "id2label": {0: "reward"}, "label2id": {"reward": 0}}
     made = AutoModelForSequenceClassification.from_config(type(policy.module.config).from_dict(told))
-    made.base_model.load_state_dict(policy.module.base_model.state_dict())
+    made.base_model.load_state_dict(merged_state(policy.module.base_model))
     made.score.weight.data.copy_(policy.critic.weight.data)
     made.to(getattr(torch, policy.settings.save)).save_pretrained(path)
     policy.tokenizer.save_pretrained(path)

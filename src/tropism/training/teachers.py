@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 
 from tropism.config import Model, Stage
@@ -13,6 +12,7 @@ from tropism.signals.teacher import Tutor
 from tropism.teacher import Teacher, teacher_of
 from tropism.training.checkpoint import State
 from tropism.training.collate import rows_of
+from tropism.training.lora import follower_of
 from tropism.training.model import PRESETS, Policy, load_policy
 from tropism.types import Rollout, Source
 
@@ -38,7 +38,7 @@ def open_tutor(stage: Stage, model: Model, policy: Policy, source: Source | None
     follower, room = None, policy.context
     if teacher.who in SELF:
         if teacher.who != "live":
-            follower = copy.deepcopy(policy.module).requires_grad_(False)
+            follower = follower_of(policy.module)
             models[""] = policy.measuring(temperature, stage.train, follower)
     else:
         paths = {"": teacher.who} if isinstance(teacher.who, str) else teacher.who

@@ -1,0 +1,141 @@
+"""Low-rank adapters by peft, inside the very module that samples and learns. Hu et al. 2021, arXiv:2106.09685.
+
+    W x  ->  W x + (alpha / rank) B A x        W frozen; A [rank, in], B [out, rank] learned, B 0 at the start
+
+There is no second model: the reference is the same module with its adapter off, and the sampler, which decodes with the
+module itself, cannot miss the adapter.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tropism.config import Lora
+from tropism.errors import ConfigError
+
+CONFIG = "adapter_config.json"
+MARK = "lora_"
+"""In the name of every weight of an adapter, and of no other."""
+
+
+def add_adapter(module: Any, lora: Lora, base: str, seed: int) -> None:
+    """Freeze the module and put an adapter into its linear layers.
+
+    Args:
+        base: the path that the module was loaded from; who loads the adapter later needs it.
+        seed: of the first matrices.
+    """
+    if Path(base).is_dir():
+        base = str(Path(base).resolve())
+    targets: Any = list(lora.targets) or "all-linear"
+    settings = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": targets, "task_type": "CAUSAL_LM"}
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # GPT-2's transposed layers, which peft then handles
+            torch.manual_seed(seed)
+            module.add_adapter(peft().LoraConfig(**settings))
+    except ValueError as error:
+        raise ConfigError(f"model.lora.targets is {', '.join(lora.targets)}: {error}") from error
+    module.peft_config["default"].base_model_name_or_path = base  # transformers writes where its base came from
+
+
+def peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(f"model.lora needs the package peft: pip install 'tropism[lora]' ({error}).") from error
+    return peft
+
+
+def adapted(module: Any) -> bool:
+    return bool(getattr(module, "_hf_peft_config_loaded", False))
+
+
+@contextmanager
+def switched_off(module: Any) -> Iterator[None]:
+    """The module as it was before it had an adapter."""
+    if not adapted(module):
+        yield
+        return
+    module.disable_adapters()
+    try:
+        yield
+    finally:
+        module.enable_adapters()
+
+
+@contextmanager
+def as_plain(module: Any) -> Iterator[None]:
+    """transformers saves nothing but the adapter of a module that has one; here it saves what it is given."""
+    had, module._hf_peft_config_loaded = adapted(module), False
+    try:
+        yield
+    finally:
+        module._hf_peft_config_loaded = had
+
+
+def adapter_state(module: Any) -> dict[str, Tensor]:
+    """The weights that learn."""
+    return {name: value for name, value in module.state_dict().items() if MARK in name}
+
+
+def moving_state(module: Any) -> dict[str, Tensor]:
+    """What differs from the start: the adapter, or of a module without one all weights."""
+    return adapter_state(module) if adapted(module) else dict(module.state_dict())
+
+
+def follower_of(module: Any) -> Any:
+    """A copy that can move by itself; frozen weights are shared, so that of an adapter only the adapter is copied."""
+    frozen = [p for p in module.parameters() if not p.requires_grad] if adapted(module) else []
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in frozen}).requires_grad_(False)
+
+
+def merged_state(module: Any) -> dict[str, Tensor]:
+    """Weights of a plain module that computes the same; of a module without an adapter its own."""
+    state = {name.replace(".base_layer", ""): value for name, value in module.state_dict().items() if MARK not in name}
+    for name, layer in module.named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            weight = layer.get_base_layer().weight
+            state[f"{name}.weight"] = weight + layer.get_delta_weight("default").to(weight)
+    return state
+
+
+def save_adapter(module: Any, path: Path, dtype: torch.dtype) -> None:
+    """What `PeftModel.from_pretrained(base, path)` and transformers load."""
+    from safetensors.torch import save_file
+
+    path.mkdir(parents=True, exist_ok=True)
+    state = {
+        f"base_model.model.{name.replace('.default', '')}": value.to(dtype).contiguous()
+        for name, value in adapter_state(module).items()
+    }
+    save_file(state, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = module.peft_config["default"]
+    told = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
+    told["inference_mode"] = True
+    (path / CONFIG).write_text(json.dumps(told, indent=1, default=str))
+
+
+def load_adapter(module: Any, state: Mapping[str, Tensor]) -> None:
+    """Put an adapter's own weights back."""
+    mine = adapter_state(module)
+    if mine.keys() != state.keys():
+        raise ConfigError("the checkpoint's adapter has other layers than model.lora asks for: it cannot be resumed.")
+    for name, value in mine.items():
+        value.copy_(state[name])
+
+
+def with_adapter_merged(path: str, load: Any) -> Any:
+    """What an adapter's directory stands for: its base, loaded by `load(path)`, with the adapter merged in."""
+    told = json.loads((Path(path) / CONFIG).read_text())
+    base = load(told["base_model_name_or_path"])
+    return peft().PeftModel.from_pretrained(base, path).merge_and_unload()
