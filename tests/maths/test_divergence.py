@@ -3,7 +3,17 @@ import math
 import pytest
 import torch
 
-from tropism.maths.divergence import among_top_k, forward_kl, jensen_shannon, k1, k2, k3, reverse_kl, with_tail
+from tropism.maths.divergence import (
+    among_top_k,
+    forward_kl,
+    jensen_shannon,
+    k1,
+    k2,
+    k3,
+    reverse_kl,
+    steered,
+    with_tail,
+)
 
 close = torch.testing.assert_close
 
@@ -223,3 +233,11 @@ def test_the_teachers_two_likeliest_tokens_and_their_tail_by_hand():
     close(reverse_kl(p, q), torch.tensor(0.371260), atol=1e-6, rtol=0)
     coarse = reverse_kl(with_tail(p[two], ids(2)), with_tail(q[two], ids(2)))
     close(coarse, torch.tensor(0.349414), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("nats", "by"), [(0.2, 0.2), (0.05, -0.2), (0.1, 0.0), (0.11, 0.1), (1e9, 0.2), (-5.0, -0.2)])
+def test_the_weight_follows_its_target_by_a_bounded_step(nats, by):
+    """Target 0.1, horizon 10, two episodes of three rows. Ziegler et al. 2019, arXiv:1909.08593, section 2.2."""
+    away = torch.tensor([[nats, 0.0], [nats / 2, nats / 4], [0.0, nats / 4]], dtype=torch.float64)
+    found = steered(0.5, away, torch.tensor([3, 8, 8]), target=0.1, horizon=10)
+    assert float(found) == pytest.approx(0.5 * (1 + by * 2 / 10))

@@ -4,47 +4,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from toy import V, bandit, forward, gradient, on_policy, toy_batch
+from critics import reply, silent
+from toy import V, forward, gradient, on_policy, toy_batch
 from tropism.errors import ConfigError
 from tropism.maths.reduce import token_mean
 from tropism.maths.returns import gae, rewards_to_go, turn_starts, turn_sum
 from tropism.maths.value import clipped_value_loss
 from tropism.methods.ppo import PPO
-from tropism.types import Batch, Credit, Output
+from tropism.types import Credit, Output
 
 close = torch.testing.assert_close
-
-
-def reply(reward, value, *, logp=None, last_value=0.0, truncated=False, turn=None, **fields):
-    """One row of action tokens only, with the policy's own log-probabilities."""
-    reward, value = torch.tensor([reward]), torch.tensor([value])
-    logp = torch.full_like(reward, -1.0) if logp is None else torch.tensor([logp])
-    turn = torch.tensor([turn]) if turn else torch.zeros_like(reward, dtype=torch.long)
-    zero = torch.zeros(1, dtype=torch.long)
-    return Batch(
-        tokens=torch.zeros_like(turn),
-        length=zero + reward.shape[1],
-        action_mask=torch.ones_like(reward, dtype=torch.bool),
-        token_reward=reward,
-        turn=turn,
-        reward=reward.sum(1),
-        success=zero.bool(),
-        truncated=zero.bool() | truncated,
-        group=zero,
-        episode=zero,
-        role=zero,
-        domain=zero,
-        behavior_logp=logp,
-        proximal_logp=logp,
-        value=value,
-        last_value=torch.tensor([last_value]),
-        **fields,
-    )
-
-
-def silent(batch):
-    """The same batch, judged by a critic that says 0."""
-    return batch.replace(value=batch.value * 0, last_value=batch.last_value * 0)
 
 
 def policy_part(slope):
@@ -275,101 +244,6 @@ def test_a_turn_shares_one_advantage_and_its_critic_is_asked_and_taught_at_its_f
 def test_every_token_counts_the_same():
     _, batch = toy_batch()
     close(PPO().weights(batch), batch.action_mask / 25)
-
-
-# -------------------------------------------------------------------------------------------------------------- learns
-
-
-def descend(weights, batch, method, *, rate, epochs=4):
-    """A few optimizer steps on one batch, after the critic was asked."""
-    said = forward(weights, batch)
-    batch = batch.replace(value=said.value.detach(), last_value=said.last_value.detach())
-    for _ in range(epochs):
-        weights = (weights - rate * gradient(method, weights, batch)).detach().requires_grad_()
-    return weights
-
-
-@pytest.mark.parametrize(
-    "method",
-    [PPO(value_weight=1.0), PPO(value_weight=1.0, per="turn", dual_clip=3.0), PPO(value_weight=1.0, whiten=False)],
-    ids=["token", "turn", "raw"],
-)
-def test_it_learns_a_bandit_with_three_arms_without_siblings(method):
-    """To more than 0.95 on the best arm, which starts as the least likely; the critic learns what that is worth."""
-    weights = torch.tensor([[0.5, 0.2, -0.5, 0.0], *[[0.0] * 4] * 2]).requires_grad_()
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(60):
-        batch = bandit(weights, torch.tensor([0.0, 0.5, 1.0]), groups=32, size=1, generator=generator)
-        weights = descend(weights, batch, method, rate=1.0)
-    share = weights[0, :3].detach().softmax(-1)
-    assert share[2] > 0.95
-    close(weights[0, 3].detach(), share @ torch.tensor([0.0, 0.5, 1.0]), atol=0.05, rtol=0)
-
-
-START, LEFT, RIGHT, WEST, EAST = range(5)
-PAYS = {(WEST, LEFT): 0.4, (EAST, RIGHT): 1.0}
-"""First say LEFT or RIGHT, then anything; that leads to a room in the west or in the east, where one answer pays. To a
-policy that mostly says LEFT, the west is worth more at first."""
-
-
-def rooms(weights, size, generator):
-    """Episodes of two turns on two rows: START said filler | ROOM said. Reward comes at the end alone."""
-
-    def say(read):
-        with torch.no_grad():
-            return torch.multinomial(weights[read, :5].softmax(-1), 1, generator=generator)[:, 0]
-
-    start = torch.full((size,), START)
-    first = say(start)
-    filler = say(first)
-    room = torch.where(first == LEFT, WEST, EAST)
-    second = say(room)
-    pays = torch.tensor([PAYS.get(pair, 0.0) for pair in zip(room.tolist(), second.tolist(), strict=True)])
-    episode, zero = torch.arange(size).repeat(2), torch.zeros(2 * size, dtype=torch.long)
-    one = torch.tensor([[False, True, True]]).expand(size, 3)
-    mask = torch.cat([one, one & torch.tensor([True, True, False])])
-    batch = Batch(
-        tokens=torch.cat([torch.stack([start, first, filler], 1), torch.stack([room, second, start], 1)]),
-        length=torch.cat([start + 3, start + 2]),
-        action_mask=mask,
-        token_reward=torch.cat([torch.zeros(size, 3), pays[:, None] * torch.tensor([0.0, 1.0, 0.0])]),
-        turn=torch.where(mask, (torch.arange(2 * size) // size)[:, None], -1),
-        reward=pays.repeat(2),
-        success=pays.repeat(2) == 1,
-        truncated=zero.bool(),
-        group=episode,
-        episode=episode,
-        role=zero,
-        domain=zero,
-    )
-    return on_policy(weights, batch)
-
-
-def explorer():
-    """Says LEFT and RIGHT only, LEFT four times of five."""
-    weights = torch.full((5, 6), -40.0)
-    weights[:, LEFT], weights[:, RIGHT], weights[:, 5] = math.log(4), 0.0, 0.0
-    return weights.requires_grad_()
-
-
-@pytest.mark.parametrize("per", ["token", "turn"])
-def test_it_learns_what_pays_two_turns_later_through_the_critic_alone(per):
-    """With trace 0 the first turn hears of the reward only as a difference of values. A critic that says 0 throughout
-    leaves it exactly where it was."""
-    method = PPO(per=per, trace=0.0, value_weight=1.0, whiten=False, value_clip=math.inf)
-    generator, weights = torch.Generator().manual_seed(0), explorer()
-    for _ in range(300):
-        weights = descend(weights, rooms(weights, 64, generator), method, rate=2.0)
-    found = weights.detach()
-    assert found[START, :5].softmax(-1)[RIGHT] > 0.95 and found[EAST, :5].softmax(-1)[RIGHT] > 0.95
-    close(found[[START, EAST], 5], torch.ones(2), atol=0.1, rtol=0)
-    asked = found[[LEFT, RIGHT], 5].abs() > 0.1
-    assert asked.any() == (per == "token")  # a turn's second token is no decision of its own
-
-    deaf = explorer()
-    batch = silent(rooms(deaf, 64, generator).replace(value=torch.zeros(128, 3), last_value=torch.zeros(128)))
-    slope = gradient(method, deaf, batch)
-    assert (slope[START, :5] == 0).all() and (slope[WEST, :5] != 0).any()
 
 
 # ------------------------------------------------------------------------------------------------------------ settings

@@ -37,6 +37,18 @@ def k3(logp: Tensor, logq: Tensor) -> Tensor:
     return torch.expm1(-x) + x
 
 
+def steered(weight: float, away: Tensor, episode: Tensor, *, target: float, horizon: int) -> Tensor:
+    """The next weight of a divergence that is to stay near a target. Ziegler et al. 2019, arXiv:1909.08593, sec. 2.2.
+
+        weight (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)        n episodes, KL their mean
+
+    [N, T] log p - log q of sampled tokens, 0 off the mask, [N] ids -> []
+    """
+    count = len(episode.unique())
+    missed = (away.sum() / max(count, 1) / target - 1).clamp(-0.2, 0.2)
+    return weight * (1 + missed * count / horizon)
+
+
 def reverse_kl(logp: Tensor, logq: Tensor) -> Tensor:
     """KL(p || q) = sum_v p_v (log p_v - log q_v): student first, mode seeking. [..., V] -> [...]"""
     return (logp.exp() * k1(logp, logq)).sum(-1)
