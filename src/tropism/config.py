@@ -133,6 +133,8 @@ class Train:
     """Steps between recorded rollouts; metrics are recorded at every step."""
     failure_limit: float = 0.1
     """Share of a step's rollouts that may fail before the run stops."""
+    kl_budget: float | None = None
+    """Online: stop when the policy is more nats per episode than this away from the model that it started as."""
     patience: int = 20
     """Steps without any signal (no token with credit, or no update) before the run stops and says why."""
     threads: int = 0
@@ -150,6 +152,10 @@ class Train:
         require(
             self.critic_learning_rate is None or 0 < self.critic_learning_rate < math.inf,
             f"train.critic_learning_rate is {self.critic_learning_rate}, but must be positive and finite.",
+        )
+        require(
+            self.kl_budget is None or self.kl_budget > 0,
+            f"train.kl_budget is {self.kl_budget}, but the policy is 0 nats away before it has learned. Use 10, say.",
         )
         require(self.final <= 1, f"train.final is {self.final}, but is a share of learning_rate: use 0 to 1.")
         require(
@@ -169,6 +175,9 @@ class Stage:
     name: str
     method: Any
     """A method object: `GRPO(clip_high=0.28)`; in YAML `{grpo: {clip_high: 0.28}}`."""
+    critic: str = ""
+    """A reward model (as in reward_models.who) that the method's critic starts as, with weights of its own. Empty: a
+    value head on the policy."""
     start: str = ""
     """An earlier stage, whose model this one starts from. Empty: the stage before, or the recipe's model."""
     env: Named | None = None
@@ -213,6 +222,10 @@ class Stage:
                 f"can hold, but stage {self.name!r} has {' and '.join(held) or 'none'}. Use data: {{path: …}}, or "
                 f"data: {{sampled: {{keep: {' or '.join(wanted) or 'best'}, …}}}}."
             )
+        require(
+            self.train.kl_budget is None or self.env is not None,
+            f"stage {self.name!r} has train.kl_budget, but reads data: how far the policy goes is not sampled there.",
+        )
         if self.data is not None and self.method.needs.sampling:
             raise ConfigError(
                 f"{type(self.method).__name__} learns from its own rollouts, but stage {self.name!r} has data and no "

@@ -7,8 +7,8 @@ import pytest
 import tropism
 import world
 from again import same, train_until
-from tropism.errors import ConfigError
-from tropism.record import Run
+from tropism.errors import ConfigError, GuardStopped
+from tropism.record import Run, latest
 
 PAIRS = [
     {"prompt": f"{n % 2} say {'abc'[n % 3]}: ", "chosen": "aab"[: 1 + n % 3], "rejected": "zyx"} for n in range(12)
@@ -85,3 +85,49 @@ def test_rows_of_data_are_not_scored(tmp_path):
     made["stages"][1]["reward_models"] = "rm2"
     with pytest.raises(ConfigError, match="reads data, where nothing is scored"):
         tropism.train(made, quiet=True)
+
+
+# ----------------------------------------------------------------------------------------------- a critic, and a budget
+
+
+def by_ppo(folder, **stage):
+    return recipe(folder, method={"ppo": {"kl": 0.05}}, critic="rm", **stage)
+
+
+def test_a_critic_that_starts_as_the_reward_model_says_its_scores_and_has_weights_of_its_own(run, tmp_path):
+    from small import rollout, turn
+    from tropism.config import Model
+    from tropism.training.collate import collate
+    from tropism.training.model import load_policy
+    from tropism.training.scorer import Scorer
+
+    policy, scorer = load_policy(Model(path=str(run / "demos"), device="cpu")), Scorer(str(run / "rm"))
+    policy.add_own_critic(Scorer(str(run / "rm")).module)
+    out = policy.forward(collate([rollout(turn([5, 6], [7, 8])), rollout(turn([9], [10]))], codes={}))
+    assert out.last_value.tolist() == pytest.approx(scorer([[5, 6, 7, 8], [9, 10]]), abs=1e-5)
+    shared = {p.data_ptr() for p in policy.module.parameters()} & {p.data_ptr() for p in policy.critic.parameters()}
+    assert not shared and out.value.requires_grad
+
+
+def test_ppo_with_its_own_critic_ends_a_killed_run_as_if_it_had_not_been(tmp_path, monkeypatch):
+    whole = tropism.train(by_ppo(tmp_path / "whole"), quiet=True).path
+    train_until(by_ppo(tmp_path / "dead"), 3, monkeypatch)
+    tropism.train(by_ppo(tmp_path / "dead"), resume=True, quiet=True)
+    same(tmp_path / "dead" / "run", whole, "rl")
+    lines = [line for line in Run(whole / "rl").metrics() if "loss" in line]
+    assert lines[0]["value/loss"] != lines[-1]["value/loss"] and all("kl/episode" in line for line in lines)
+
+
+def test_a_critic_of_a_method_without_one_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="names a critic, rm, but GRPO has none"):
+        tropism.train(recipe(tmp_path, critic="rm"), quiet=True)
+
+
+def test_a_budget_stops_the_run_with_a_checkpoint_and_says_how_far_it_went(tmp_path):
+    made = recipe(tmp_path, train={"steps": 40, "learning_rate": 3e-2, "kl_budget": 0.5, "save_every": 100})
+    with pytest.raises(GuardStopped, match=r"nats per episode away .* train.kl_budget = 0.5 allows"):
+        tropism.train(made, quiet=True)
+    lines = [line for line in Run(tmp_path / "run" / "rl").metrics() if "loss" in line]
+    assert lines[-1]["kl/episode"] > 0.5 and all(line["kl/episode"] <= 0.5 for line in lines[:-1]) and len(lines) < 40
+    assert abs(lines[0]["kl/episode"]) < 1e-5
+    assert latest(Run(tmp_path / "run" / "rl").checkpoints_dir).name == f"checkpoint-{len(lines)}"

@@ -70,6 +70,18 @@ REPLIES = 64
 """Replies of the start model, at least, by which reward models are put on one scale."""
 
 
+def open_scorer(recipe: Recipe, who: str, policy: Policy, folder: Path) -> Scorer:
+    """The reward model of an earlier stage, or of a path, which must read the policy's own tokens."""
+    earlier = [stage.name for stage in recipe.stages]
+    found = Scorer(str(folder / who) if who in earlier else who, str(policy.device))
+    if found.vocabulary != policy.tokenizer.get_vocab():
+        raise ConfigError(
+            f"the reward model {who} has another tokenizer than the policy, so it would read other words than were "
+            "written. Use one that was trained from a model of the same family."
+        )
+    return found
+
+
 def open_reward_models(recipe: Recipe, stage: Stage, policy: Policy, folder: Path) -> Ensemble | None:
     """
     Args:
@@ -79,14 +91,7 @@ def open_reward_models(recipe: Recipe, stage: Stage, policy: Policy, folder: Pat
     learned = stage.reward_models
     if learned is None:
         return None
-    earlier = [one.name for one in recipe.stages]
-    members = [Scorer(str(folder / who) if who in earlier else who, str(policy.device)) for who in learned.models]
-    for who, member in zip(learned.models, members, strict=True):
-        if member.vocabulary != policy.tokenizer.get_vocab():
-            raise ConfigError(
-                f"the reward model {who} has another tokenizer than the policy, so it would read other words than were "
-                "written. Use one that was trained from a model of the same family."
-            )
+    members = [open_scorer(recipe, who, policy, folder) for who in learned.models]
     ensemble = Ensemble(members, learned.combine, learned.penalty)
     if not learned.standardise:
         return ensemble

@@ -26,7 +26,7 @@ from tropism.training.ranks import Ranks
 from tropism.training.rows import record_rows
 from tropism.training.teachers import heard, openings
 from tropism.training.update import update
-from tropism.types import LEFT_OUT, Failure, Rollout, SamplingParams, Source, seed_of
+from tropism.types import LEFT_OUT, Batch, Failure, Needs, Rollout, SamplingParams, Source, seed_of
 from tropism.watch import guard
 
 
@@ -56,6 +56,15 @@ class Job:
     per_reply: frozenset[str] = frozenset()
     ranks: Ranks = field(default_factory=Ranks)
 
+    @property
+    def needs(self) -> Needs:
+        """Of the method, and what a budget takes."""
+        needs = self.stage.method.needs
+        asked: Needs = needs
+        if self.stage.train.kl_budget is not None:
+            asked = replace(needs, measured=needs.measured | {"reference_logp", "proximal_logp"})
+        return asked
+
 
 def learn(job: Job, state: State) -> None:
     """Train to the last step, from wherever `state` stands."""
@@ -74,6 +83,7 @@ def learn(job: Job, state: State) -> None:
             save(job, state)
         try:
             guard.stalled(state.quiet, train.patience, rollouts)
+            guard.spent(metrics.get("kl/episode", 0.0), train.kl_budget)
         except GuardStopped:
             save(job, state)
             raise
@@ -101,7 +111,9 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
     if not job.stage.env:  # data earns nothing
         numbers = {"failures": numbers["failures"]}
     with timed(times, "measure"):
-        batch = measure(batch, method.needs, policy=frozen, exact=job.exact, reference=job.reference)
+        batch = measure(batch, job.needs, policy=frozen, exact=job.exact, reference=job.reference)
+        if batch.reference_logp is not None and job.stage.env:
+            numbers["kl/episode"] = nats(batch)
         if job.tutor is not None:
             batch, taught = job.tutor.measure(batch, openings(rollouts, apart=apart(method)))
             numbers |= taught
@@ -139,6 +151,12 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
                 state.step, record_rows(rollouts, batch, credit.advantage, weights, apart=apart(method))
             )
     return numbers | metrics | credit.metrics | {"num_tokens": float(state.tokens)}, rollouts
+
+
+def nats(batch: Batch) -> float:
+    """log p - log q of what was said, mean over episodes: an estimate of how far the policy is from its reference."""
+    away = (batch.proximal_logp - batch.reference_logp)[batch.action_mask].sum()
+    return float(away) / max(1, len(batch.episode.unique()))
 
 
 def drawn(job: Job, state: State) -> list[Rollout]:

@@ -57,10 +57,10 @@ class Policy:
         words: renders prompts for it.
         sampler: decodes with `module` itself.
         context: longest sequence it can read, in tokens.
-        critic: a value head, where a method learns from one.
+        critic: a value head, where a method learns from one: on the policy's own states, or a model of its own.
     """
 
-    critic: torch.nn.Linear | None = None
+    critic: Any = None
 
     def __init__(self, module: Any, tokenizer: Any, settings: Model, seed: int = 0) -> None:
         self.settings, self.tokenizer = settings, tokenizer
@@ -96,12 +96,13 @@ class Policy:
         critic = self.critic if module is None else None
         said: dict[str, Tensor] = {}
         with self.precision():
-            hidden, parts = self.logits(module or self.module, batch, positions, critic is not None)
+            alone = isinstance(critic, OwnCritic)
+            hidden, parts = self.logits(module or self.module, batch, positions, critic is not None and not alone)
             for some, logits in parts:
                 for name, values in spoken(logits, temperature, batch, some, top_k).items():
                     said[name] = said[name] + values if name in said else values
         if critic is not None:
-            value = critic(hidden.float())[..., 0]
+            value = critic(batch.tokens) if alone else critic(hidden.float())[..., 0]
             said["value"] = placed(value[:, positions], positions, batch.action_mask)
             said["last_value"] = value.gather(1, batch.length[:, None] - 1)[:, 0]
         return Output(**said)
@@ -162,6 +163,10 @@ class Policy:
         for parameter in self.critic.parameters():
             torch.nn.init.zeros_(parameter)
 
+    def add_own_critic(self, classifier: Any) -> None:
+        """A model of its own, which starts as a reward model: the value of a state is the score of what was said."""
+        self.critic = OwnCritic(classifier.base_model, classifier.score).to(self.device)
+
     def save(self, path: Path) -> None:
         """A directory that `from_pretrained` loads, in the dtype of `model.save`, readable by everybody."""
         dtype, lora = getattr(torch, self.settings.save), self.settings.lora
@@ -186,6 +191,18 @@ def readable(path: Path) -> None:
     """By everybody, whatever transformers thinks of it."""
     for file in path.iterdir():
         file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+class OwnCritic(torch.nn.Module):
+    """[N, T] ids -> [N, T] values, by weights that are not the policy's."""
+
+    def __init__(self, backbone: Any, head: torch.nn.Linear) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone.eval(), head
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        values: Tensor = self.head(self.backbone(input_ids=tokens, use_cache=False).last_hidden_state.float())[..., 0]
+        return values
 
 
 def spoken(logits: Tensor, temperature: float, batch: Batch, positions: Tensor, top_k: int) -> dict[str, Tensor]:

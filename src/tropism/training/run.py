@@ -28,7 +28,7 @@ from tropism.training.evaluate import Evaluation
 from tropism.training.examine import check_rewards, examine
 from tropism.training.fit import Reading, load_rows, sifted, usable
 from tropism.training.held_out import HeldOut
-from tropism.training.judges import open_judge, open_reward_models, rule_of
+from tropism.training.judges import open_judge, open_reward_models, open_scorer, rule_of
 from tropism.training.learn import Draw, Job, Playing, learn
 from tropism.training.model import Policy, load_policy
 from tropism.training.optim import AdamW
@@ -145,10 +145,17 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
             f"{type(stage.method).__name__} needs {', '.join(missing)}, but has no teacher. Give it a field "
             "`teacher: Teacher`."
         )
-    if needs.live & {"value", "last_value"}:
+    if stage.critic and "value" not in needs.live:
+        raise ConfigError(
+            f"stage {stage.name!r} names a critic, {stage.critic}, but {type(stage.method).__name__} has none. Use "
+            "ppo, or drop critic."
+        )
+    if stage.critic:
+        policy.add_own_critic(open_scorer(recipe, stage.critic, policy, path.parent).module)
+    elif needs.live & {"value", "last_value"}:
         policy.add_critic(bias="value" in needs.live)
     reference = None
-    if "reference_logp" in needs.measured:
+    if "reference_logp" in needs.measured or stage.train.kl_budget is not None:
         temperature = stage.sampling.temperature if stage.env else 1.0
         base = getattr(stage.method, "reference", "")
         if not base and model.lora is not None:
@@ -251,7 +258,7 @@ def foresee(stage: Stage, seed: int) -> None:
         read_rows(stage.data.path, stage.data.split)
 
 
-FREE = re.compile(r"[^.]+\.train\.(failure_limit|patience|keep|save_every|record_every)|report_to|output")
+FREE = re.compile(r"[^.]+\.train\.(failure_limit|kl_budget|patience|keep|save_every|record_every)|report_to|output")
 """Keys that may differ on resume: they say when to stop, what to keep and whom to tell, and move no weight. Those of
 `eval` are not among them: they change which checkpoint is the best."""
 

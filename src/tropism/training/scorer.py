@@ -20,7 +20,7 @@ SCORER = "reward_model"
 
 def is_scorer(policy: Policy) -> bool:
     """The head scores whole answers; a critic of states has a bias."""
-    return policy.critic is not None and policy.critic.bias is None
+    return isinstance(policy.critic, torch.nn.Linear) and policy.critic.bias is None
 
 
 def save_scorer(policy: Policy, path: Path) -> None:

@@ -24,6 +24,16 @@ def failing(rollouts: Sequence[Rollout], limit: float) -> None:
         )
 
 
+def spent(nats: float, budget: float | None) -> None:
+    """Stop a policy that has gone too far from where it started."""
+    if budget is not None and nats > budget:
+        raise GuardStopped(
+            f"the policy is {nats:.2f} nats per episode away from the model it started as, more than train.kl_budget = "
+            f"{budget} allows. Its checkpoint of this step is saved. Raise the budget and continue with --resume, or "
+            "be content: farther away, what a reward pays for and what it was meant to pay for tend to part."
+        )
+
+
 def stalled(quiet: int, patience: int, rollouts: Sequence[Rollout]) -> None:
     """Stop after `patience` steps in which no token had credit or no update moved the weights."""
     if quiet < patience:
