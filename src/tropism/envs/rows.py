@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tropism.envs.forms import in_known_form
 from tropism.errors import ConfigError
 from tropism.load import hint
 
@@ -34,7 +35,7 @@ def read_rows(path: str, split: str = "train") -> list[Row]:
         rows = _hub(path, split)
     if not rows:
         raise ConfigError(f"{path} has no rows, so there is nothing to learn from.")
-    return rows
+    return [in_known_form(row) for row in rows]
 
 
 def require_column(rows: list[Row], column: str, path: str, what: str) -> None:
