@@ -60,7 +60,7 @@ def test_python_dash_m_is_the_same_command():
 def test_help_lists_every_command(tropism):
     code, out, _ = tropism("--help")
     assert code == 0
-    for command in ("train", "eval", "sample", "play", "methods", "envs", "diff", "doctor", "view"):
+    for command in ("train", "eval", "sample", "play", "label", "methods", "envs", "diff", "doctor", "view"):
         assert f"  {command} " in out
 
 

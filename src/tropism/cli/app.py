@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from tropism.cli.label import label
 from tropism.cli.models import evaluate, sample
 from tropism.cli.play import play
 from tropism.cli.runs import doctor, train, view
@@ -21,6 +22,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("sample")(sample)
 app.command("play")(play)
+app.command("label")(label)
 app.command("methods")(methods)
 app.command("envs")(envs)
 app.command("diff")(diff)
