@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from small import small
-from tropism.cli.label import screen
+from tropism.cli.label import judged, screen
 from tropism.config import Data
-from tropism.errors import ConfigError
+from tropism.errors import ConfigError, TropismError
 from tropism.record import Run
 from tropism.training.fit import load_rows
 from tropism.view.pairs import Labels, Pair, pairs_of
@@ -121,3 +121,41 @@ def test_the_screen_shows_a_pair_and_its_keys_do_what_they_say(tmp_path):
 def test_markup_in_a_reply_is_shown_and_not_obeyed(tmp_path):
     labels = Labels([Pair("p", "q", "[bold]x[/bold] [5]", "y")], tmp_path / "out.jsonl")
     assert pressed(labels)["left"] == "[bold]x[/bold] [5]"
+
+
+# ------------------------------------------------------------------------------------------------------------- a judge
+
+
+def longer(prompt, first, second):
+    return 0 if len(first) == len(second) else 1 if len(first) > len(second) else 2
+
+
+def broken(prompt, first, second):
+    raise RuntimeError("no idea")
+
+
+def sometimes(prompt, first, second):
+    return 1 / 0 if "left 0" in (first, second) else longer(prompt, first, second)
+
+
+def test_a_judge_writes_the_same_file_and_what_it_fails_at_stays_open(tmp_path, capsys):
+    labels = Labels(PAIRS, tmp_path / "out.jsonl")
+    judged(labels, f"{__file__}:sometimes", "", 0)
+    assert written(tmp_path / "out.jsonl") == [(f"right {n}", f"left {n}") for n in (1, 2, 3)]
+    assert labels.next == PAIRS[0] and "1 of 4 pairs could not be judged" in capsys.readouterr().out
+    judged(labels, f"{__file__}:longer", "", 0)
+    assert labels.next is None and len(written(tmp_path / "out.jsonl")) == 4
+
+
+def test_a_judge_that_never_says_anything_is_an_error(tmp_path):
+    with pytest.raises(TropismError, match="gave no verdict at all"):
+        judged(Labels(PAIRS, tmp_path / "out.jsonl"), f"{__file__}:broken", "", 0)
+
+
+def test_the_command_labels_a_run_by_a_judge(tmp_path, capsys):
+    from tropism.cli.label import label
+
+    recorded(tmp_path, replies=[("short", 0.0), ("rather long", 1.0)])
+    label(str(tmp_path), out=str(tmp_path / "p.jsonl"), judge=f"{__file__}:longer")
+    assert [chosen[0]["content"] for chosen, _ in written(tmp_path / "p.jsonl")] == ["rather long"] * 4
+    assert "4 of 4 pairs seen; preferences in" in capsys.readouterr().out

@@ -7,25 +7,61 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from tropism.errors import ConfigError
+from tropism.errors import ConfigError, TropismError
+
+AT_ONCE = 64
+"""Pairs that a judge is asked about between two writes."""
 
 
 def label(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, or one of its stages.", show_default=False)],
     out: Annotated[str, typer.Option(metavar="FILE", help="For preferences. Default: RUN/preferences.jsonl.")] = "",
     held_out: Annotated[bool, typer.Option("--eval", help="Rollouts of evaluations instead of training.")] = False,
+    judge: Annotated[str, typer.Option(metavar="WHO", help="file.py:function, a model, or a server's URL.")] = "",
+    judge_model: Annotated[str, typer.Option(metavar="NAME", help="Which of a server's models.")] = "",
     seed: int = 0,
 ) -> None:
-    """Compare pairs of a run's replies in the terminal; writes preferences in TRL's columns."""
+    """Compare pairs of a run's replies in the terminal, or let a judge do it; writes preferences in TRL's columns."""
     from tropism.record import stages_of
     from tropism.view.pairs import Labels, pairs_of
 
     stage = stages_of(Path(run))[-1]
     pairs = pairs_of(stage, kind="eval" if held_out else "train", seed=seed)
     labels = Labels(pairs, Path(out) if out else Path(run) / "preferences.jsonl")
-    screen(labels).run()
+    if judge:
+        judged(labels, judge, judge_model, seed)
+    else:
+        screen(labels).run()
     left = f", {len(pairs) - labels.done} pairs left" if labels.next else ""
     print(f"{labels.done} of {len(pairs)} pairs seen{left}; preferences in {labels.path}")
+
+
+def judged(labels: Any, who: str, model: str, seed: int) -> None:
+    """Ask a judge about every pair that nothing was said about, in either order; what it fails at stays open."""
+    from tropism.config import Judge
+    from tropism.signals.compare import verdicts
+    from tropism.training.judges import open_comparer
+    from tropism.types import Failure
+
+    waiting = [pair for name, pair in labels.pairs.items() if name not in labels.told]
+    ask = open_comparer(Judge(who=who, model=model))
+    failed: list[Failure] = []
+    for start in range(0, len(waiting), AT_ONCE):
+        some = waiting[start : start + AT_ONCE]
+        found = verdicts([(words_of(pair.prompt), pair.left, pair.right) for pair in some], ask, seed + start)
+        for pair, verdict in zip(some, found, strict=True):
+            if isinstance(verdict, Failure):
+                failed.append(verdict)
+            else:
+                labels.say(pair, verdict)
+    if failed:
+        print(f"{len(failed)} of {len(waiting)} pairs could not be judged, and stay open: {failed[0].reason}")
+    if waiting and len(failed) == len(waiting):
+        raise TropismError(f"the judge {who} gave no verdict at all.")
+
+
+def words_of(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
 
 
 def screen(labels: Any) -> Any:
@@ -74,9 +110,11 @@ def screen(labels: Any) -> Any:
             if self.pair is None:
                 self.exit()
                 return
-            asked = self.pair.prompt
-            text = asked if isinstance(asked, str) else "\n".join(f"{m['role']}: {m['content']}" for m in asked)
-            for name, words in (("prompt", text), ("left", self.pair.left), ("right", self.pair.right)):
+            for name, words in (
+                ("prompt", words_of(self.pair.prompt)),
+                ("left", self.pair.left),
+                ("right", self.pair.right),
+            ):
                 self.query_one(f"#{name}", Static).update(visible(words))
 
         def action_say(self, answer: str) -> None:

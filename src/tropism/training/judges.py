@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tropism.config import Judge, Model, Recipe, Stage
 from tropism.envs import open_source
 from tropism.errors import ConfigError
 from tropism.load import load
+from tropism.signals import compare
+from tropism.signals.compare import Comparer
 from tropism.signals.judge import Answering, Panel, Voter, by_function, by_model, over_http
 from tropism.signals.reward_model import Ensemble, scales_of
 from tropism.training.checkpoint import State
@@ -28,31 +31,47 @@ def open_judge(judge: Judge | None, model: Model, policy: Policy) -> Panel | Non
         return None
     if (rule := rule_of(judge)) is not None:
         return Panel(rule, judge.votes)
+    answering = open_answering(judge, model, str(policy.device))
+    return Panel(by_model(answering, judge.ask), judge.votes)
+
+
+def open_answering(judge: Judge, model: Model, device: str) -> Answering:
+    """A server, or a model on this machine."""
     if judge.served:
-        answering = over_http(
+        return over_http(
             judge.who,
             judge.model,
             temperature=judge.temperature,
             max_tokens=judge.max_tokens,
             timeout=judge.timeout,
         )
-    else:
-        other = load_policy(Model(path=judge.who, device=str(policy.device), compute=model.compute))
-        answering = local(other, SamplingParams(temperature=judge.temperature, max_tokens=judge.max_tokens))
-    return Panel(by_model(answering, judge.ask), judge.votes)
+    other = load_policy(Model(path=judge.who, device=device, compute=model.compute))
+    return local(other, SamplingParams(temperature=judge.temperature, max_tokens=judge.max_tokens))
+
+
+def open_comparer(judge: Judge, device: str = "auto") -> Comparer:
+    """The same for pairs: a function of (prompt, first reply, second reply), a server, or a model."""
+    if (function := function_of(judge, "(prompt, first reply, second reply)")) is not None:
+        return compare.by_function(function)
+    return compare.by_model(open_answering(judge, Model(), device), judge.ask)
 
 
 def rule_of(judge: Judge) -> Voter | None:
     """The judge's function, where it is one."""
+    function = function_of(judge, "(reply, next message, its role)")
+    return None if function is None else by_function(function)
+
+
+def function_of(judge: Judge, takes: str) -> Callable[..., Any] | None:
     if judge.served or (isinstance(judge.who, str) and ":" not in judge.who):
         return None
     function = load(judge.who) if isinstance(judge.who, str) else judge.who
     if not callable(function) or isinstance(function, type):
         raise ConfigError(
-            f"judge.who is {judge.who}, which is a {type(function).__name__}, but must be a function of (reply, next "
-            "message, its role)."
+            f"judge.who is {judge.who}, which is a {type(function).__name__}, but must be a function of {takes}."
         )
-    return by_function(function)
+    found: Callable[..., Any] = function
+    return found
 
 
 def local(policy: Policy, params: SamplingParams) -> Answering:
