@@ -83,7 +83,7 @@ class Data:
     """Rows to learn from offline: a file or data set, or an environment's own demonstrations."""
 
     path: str = ""
-    """JSONL, Parquet, a Hugging Face data set directory or hub id."""
+    """JSONL, Parquet, a Hugging Face data set directory or hub id; or an earlier stage: its sampled rows."""
     split: str = "train"
     demos: Named | None = None
     """An environment whose `demonstrate` writes the replies."""

@@ -145,6 +145,22 @@ def test_own_pairs_teach_dpo_and_can_be_read_again(tmp_path):
         assert other[0][name] == pytest.approx(lines[0][name], abs=1e-4)
 
 
+def test_rows_of_an_earlier_stage_are_named_by_it(tmp_path):
+    made = recipe(tmp_path, "dpo", keep="pairs")
+    own = made["stages"][1]
+    again = own | {"name": "again", "start": "demos", "data": {"path": "own"}, "success": None}
+    made["stages"].append(again | {"eval": {"every": 4, "tasks": 8, "data": {"path": "own"}}})
+    run = tropism.train(made, quiet=True).path
+    first, second = ([line for line in Run(run / stage).metrics() if "loss" in line] for stage in ("own", "again"))
+    assert (
+        first[0]["loss"] == pytest.approx(second[0]["loss"])
+        and "eval/rewards/margins" in Run(run / "again").metrics()[0]
+    )
+    made["stages"][2]["data"] = {"path": "demos"}
+    with pytest.raises(ConfigError, match="a stage that has sampled no rows"):
+        tropism.train(made | {"name": "other"}, quiet=True)
+
+
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     tropism.train(recipe(tmp_path / "whole", "kto", keep="labels"), quiet=True)
     train_until(recipe(tmp_path / "dead", "kto", keep="labels"), 3, monkeypatch)

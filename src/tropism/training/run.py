@@ -6,6 +6,7 @@ import contextlib
 import platform
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from tropism import recipe as recipes
-from tropism.config import Model, Named, Recipe, Stage
+from tropism.config import Data, Model, Named, Recipe, Stage
 from tropism.envs import open_source
 from tropism.envs.rows import read_rows
 from tropism.errors import ConfigError, TropismError
@@ -32,7 +33,7 @@ from tropism.training.judges import open_judge, open_reward_models, open_scorer,
 from tropism.training.learn import Draw, Job, Playing, learn
 from tropism.training.model import Policy, load_policy
 from tropism.training.optim import AdamW
-from tropism.training.sampled import sampled_rows, write_rows
+from tropism.training.sampled import ROWS, sampled_rows, write_rows
 from tropism.training.scoring import per_reply, scoring
 from tropism.training.teachers import load_other, open_tutor
 from tropism.types import seed_of
@@ -70,8 +71,9 @@ def run(recipe: Recipe, watcher: Watcher, *, resume: bool = False, fresh: bool =
             f"{path} holds a run already. Continue it with --resume, move it out of the way with --fresh, or choose "
             "another name (name=…)."
         )
+    names = [stage.name for stage in recipe.stages]
     for stage in recipe.stages[1:]:  # what cannot work is said before the stages in front of it have trained
-        foresee(stage, recipe.seed)
+        foresee(stage, recipe.seed, names)
     resumable = begun(path, recipe, watcher) if resume else {}
     model, runs, trained = recipe.model, [], 0
     ends: dict[str, Model] = {}
@@ -108,7 +110,7 @@ def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Ru
         if isinstance(job.draw, Reading) and job.draw.left_out:
             job.run.note("left_out", {"rows": list(job.draw.left_out)})
         if isinstance(job.draw, Reading) and stage.data is not None and stage.data.sampled is not None:
-            write_rows(job.draw.rows, path / "rows.jsonl")
+            write_rows(job.draw.rows, path / ROWS)
     if "sampler" not in job.run.notes():
         job.run.note("sampler", {"exact": exact})
     job = replace(job, exact=job.run.notes()["sampler"]["exact"])  # a resumed run keeps the answer it began with
@@ -165,7 +167,7 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
             reference = other.measuring(temperature, stage.train)
     panel = open_judge(stage.judge, model, policy)
     ensemble = open_reward_models(recipe, stage, policy, path.parent)
-    draw = open_draw(recipe, stage, policy, panel, ensemble, seed, watcher)
+    draw = open_draw(recipe, stage, policy, panel, ensemble, path.parent, seed, watcher)
     return Job(
         stage=stage,
         policy=policy,
@@ -174,7 +176,7 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
         run=Run(path),
         watcher=watcher,
         seed=seed,
-        evaluation=open_evaluation(recipe, stage, policy, panel, ensemble, reference),
+        evaluation=open_evaluation(recipe, stage, policy, panel, ensemble, path.parent, reference),
         reference=reference,
         tutor=open_tutor(stage, model, policy, draw.source if isinstance(draw, Playing) else None),
         per_reply=per_reply(stage.env),
@@ -187,6 +189,7 @@ def open_draw(
     policy: Policy,
     panel: Panel | None,
     ensemble: Ensemble | None,
+    folder: Path,
     seed: int,
     watcher: Watcher,
 ) -> Draw:
@@ -199,7 +202,8 @@ def open_draw(
         return Reading(rows, stage.train.batch, seed, left_out)
     if stage.data is not None:
         asked = stage.method.needs.data
-        read = load_rows(stage.data, policy.words, recipe.seed, policy.context, asked)
+        data = located(stage.data, recipe, folder)
+        read = load_rows(data, policy.words, recipe.seed, policy.context, asked)
         rows, left_out = sifted(read, stage.train.failure_limit, watcher.say)
         return Reading(rows, stage.train.batch, seed, left_out)
     assert stage.env is not None
@@ -214,6 +218,7 @@ def open_evaluation(
     policy: Policy,
     panel: Panel | None,
     ensemble: Ensemble | None,
+    folder: Path,
     reference: Forward | None,
 ) -> Evaluation | HeldOut | None:
     """Held-out rows of `eval.data`, or held-out play: on `eval.env`, else on the stage's environment, else on what its
@@ -221,7 +226,9 @@ def open_evaluation(
     if not stage.eval.every:
         return None
     if stage.eval.data is not None:
-        rows = load_rows(stage.eval.data, policy.words, recipe.seed, policy.context, stage.method.needs.data)
+        rows = load_rows(
+            located(stage.eval.data, recipe, folder), policy.words, recipe.seed, policy.context, stage.method.needs.data
+        )
         held, _ = sifted(rows[: stage.eval.tasks], 1.0, lambda _: None)
         return HeldOut(rows=held, method=stage.method, policy=policy, train=stage.train, reference=reference)
     env = evaluated(stage)
@@ -242,11 +249,24 @@ def open_evaluation(
     )
 
 
+def located(data: Data, recipe: Recipe, folder: Path) -> Data:
+    """With the path of the rows that an earlier stage has sampled, where it names one; `folder` is the run's."""
+    if data.path not in [stage.name for stage in recipe.stages]:
+        return data
+    rows = folder / data.path / ROWS
+    if not rows.exists():
+        raise ConfigError(
+            f"data.path is {data.path}, a stage that has sampled no rows: there is no {rows}. Name a stage with data: "
+            "{sampled: …}, or a file."
+        )
+    return replace(data, path=str(rows))
+
+
 def evaluated(stage: Stage) -> Named | None:
     return stage.eval.env or stage.scored or (stage.data.demos if stage.data else None)
 
 
-def foresee(stage: Stage, seed: int) -> None:
+def foresee(stage: Stage, seed: int, earlier: Sequence[str]) -> None:
     """Raise what opening this stage would raise, as far as it can be known without its model."""
     for env in {named.name: named for named in (stage.scored, evaluated(stage)) if named}.values():
         source = open_source(env.name, env.options, split="train", seed=seed)
@@ -254,7 +274,7 @@ def foresee(stage: Stage, seed: int) -> None:
         check_rewards(stage, source)
     if stage.judge is not None:
         rule_of(stage.judge)
-    if stage.data is not None and stage.data.path:
+    if stage.data is not None and stage.data.path and stage.data.path not in earlier:
         read_rows(stage.data.path, stage.data.split)
 
 

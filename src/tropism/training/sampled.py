@@ -19,6 +19,8 @@ from tropism.rollout.play import play
 from tropism.training.model import Policy
 from tropism.types import Rollout, SamplingParams, Source, Stop, seed_of
 
+ROWS = "rows.jsonl"
+"""Where a stage's folder has the rows that were kept."""
 AT_ONCE = 512
 """Replies that are sampled at the same time."""
 
