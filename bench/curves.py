@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -110,10 +111,38 @@ def share_of_commas(line: Line, which: int) -> float:
     return float(line["eval/commas"][which] / (line["eval/gaps"][which] or 1.0))
 
 
-def figure(title: str, arms: Arms) -> str:
-    """Mean success over steps, a line per arm."""
+def figure(title: str, arms: Arms, base: str = "grpo") -> str:
+    """Mean success over steps: panels of a few arms each, two side by side, the base in every one of them."""
     series = {}
     for label, runs in arms.items():
         means = [statistics.fmean(values) for values in zip(*(windows(line["success"]) for line in runs), strict=True)]
         series[label] = [(WINDOW * (k + 1), mean) for k, mean in enumerate(means)]
-    return line_chart(title, series, width=900, height=420)
+    charts = []
+    for name, labels in panels([label for label in series if label != base]).items():
+        shown = {label: series[label] for label in ([base] if base in series else []) + labels}
+        charts.append(line_chart(f"{title}{name}", shown, width=520, height=300))
+    return side_by_side(charts or [line_chart(title, series)])
+
+
+def panels(labels: Sequence[str]) -> dict[str, list[str]]:
+    """Arms with a second word by that word, the others five at a time."""
+    found: dict[str, list[str]] = {}
+    for number, label in enumerate(labels):
+        _, _, kind = label.partition(" ")
+        found.setdefault(f": {kind}" if kind else f" ({number // 5 + 1})", []).append(label)
+    return found
+
+
+def side_by_side(charts: Sequence[str]) -> str:
+    """One SVG of several, two in a row."""
+    sizes = [tuple(map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', chart).groups())) for chart in charts]  # type: ignore[union-attr]
+    width, height = max(w for w, _ in sizes), max(h for _, h in sizes)
+    placed = [
+        chart.replace(
+            "<svg ", f'<svg x="{width * (n % 2)}" y="{height * (n // 2)}" width="{width}" height="{height}" ', 1
+        )
+        for n, chart in enumerate(charts)
+    ]
+    rows = (len(charts) + 1) // 2
+    size = f'viewBox="0 0 {width * min(2, len(charts))} {height * rows}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(placed)}</svg>'

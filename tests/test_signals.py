@@ -105,3 +105,14 @@ def test_a_curve_is_below_where_its_mean_is_under_the_others_interval():
     low = [line("gated", 1e-4, seed, *[0.9] * 5, *[0.4] * 5) for seed in range(5)]
     assert curves.below(low, others) == [10]
     assert curves.below(others, others) == []
+
+
+def test_a_figure_is_one_picture_with_the_base_in_every_panel():
+    from xml.etree import ElementTree
+
+    arms = {f"m{k}": [line(f"m{k}", 1e-4, seed, *[0.1 * k] * 10) for seed in range(2)] for k in range(1, 8)}
+    picture = ElementTree.fromstring(curves.figure("success", {"grpo": arms["m1"], **arms}))
+    charts = [child for child in picture if child.tag.endswith("svg")]
+    assert len(charts) == 2 and picture.get("viewBox").startswith("0 0 1040 ")
+    assert all("grpo" in ElementTree.tostring(chart, encoding="unicode") for chart in charts)
+    assert list(curves.panels(["a right", "a leaky", "b right"])) == [": right", ": leaky"]
