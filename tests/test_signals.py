@@ -113,6 +113,6 @@ def test_a_figure_is_one_picture_with_the_base_in_every_panel():
     arms = {f"m{k}": [line(f"m{k}", 1e-4, seed, *[0.1 * k] * 10) for seed in range(2)] for k in range(1, 8)}
     picture = ElementTree.fromstring(curves.figure("success", {"grpo": arms["m1"], **arms}))
     charts = [child for child in picture if child.tag.endswith("svg")]
-    assert len(charts) == 2 and picture.get("viewBox").startswith("0 0 1040 ")
+    assert len(charts) == 2 and picture.get("viewBox").startswith("0 0 1040")
     assert all("grpo" in ElementTree.tostring(chart, encoding="unicode") for chart in charts)
     assert list(curves.panels(["a right", "a leaky", "b right"])) == [": right", ": leaky"]
