@@ -75,12 +75,17 @@ def arm(method: str, *reads: str, env: Any = None, **options: Any) -> Stage:
 SUMS = {"config": {"min_terms": 6, "max_terms": 6, "min_digits": 1, "max_digits": 1}}
 REWARD = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "max_rl", "rloo", "reinforce", "reinforce_pp", "ppo")
 CONTRAST = {"against": ["decoy"]}
-FIRST = {"need": "first"}
+FIRST = {"need": "first", "must_add": 0}
+"""At the start a sibling may add less than ten points: many that are right guessed, and have no work to show."""
 OUTER = {"who": EXPERT}
 ON_SUMS = (
     {name: arm(name) for name in REWARD}
     | {"sdpo": arm("sdpo", "sibling", "feedback", teacher=FIRST), "sdft": arm("sdft", "worked")}
-    | {"rlsd": arm("rlsd", "worked"), "srpo": arm("srpo", "sibling"), "sdpg": arm("sdpg", "worked")}
+    | {
+        "rlsd": arm("rlsd", "worked"),
+        "srpo": arm("srpo", "sibling", teacher={"must_add": 0}),
+        "sdpg": arm("sdpg", "worked"),
+    }
     | {name: arm(name, "worked", teacher=CONTRAST) for name in ("rlcsd", "gated")}
     | {name: arm(name, teacher=OUTER) for name in ("opd", "g_opd", "reopold")}
 )
