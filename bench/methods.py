@@ -27,11 +27,11 @@ PARTS = ("draw", "measure", "update")
 TALK = {"recipes/talk.py:Talk": signals.SUMS}
 
 
-def arms() -> dict[str, signals.Stage]:
-    """Method -> the stage's method, environment and judge. Expert teachers are the student as it started."""
-    found = json.loads(json.dumps(signals.SETTINGS["sums"].arms).replace(signals.EXPERT, "frozen"))
-    found |= {name: signals.arm(name, teacher={"who": "frozen"}) for name in ("mopd",)}
-    full = {"who": "frozen", "top_k": "all"}
+def arms(expert: str) -> dict[str, signals.Stage]:
+    """Method -> the stage's method, environment and judge; `expert`: path of the teacher that is another model."""
+    found = json.loads(json.dumps(signals.SETTINGS["sums"].arms).replace(signals.EXPERT, expert))
+    found |= {name: signals.arm(name, teacher={"who": expert}) for name in ("mopd",)}
+    full = {"who": expert, "top_k": "all"}
     found |= {"opd, all tokens": signals.arm("opd", teacher=full)}
     for name, reads in (("follow_up", "follow_up"), ("openclaw", "hint")):
         found[name] = signals.arm(name, reads) | {"env": TALK, "judge": {"who": "recipes/talk.py:judge"}}
@@ -77,11 +77,11 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     found: dict[str, list[dict[str, float]]] = {}
-    model = signals.start_model("sums")
+    paths = signals.start("sums")
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(2):
-            for name, stage in arms().items():
-                found.setdefault(name, []).extend(steps_of(stage, model, given.steps, Path(folder)))
+            for name, stage in arms(paths[signals.EXPERT]).items():
+                found.setdefault(name, []).extend(steps_of(stage, paths["start"], given.steps, Path(folder)))
     lines = []
     for name, steps in found.items():
         base = "grpo in talk" if name in ("grpo in talk", "follow_up", "openclaw") else "grpo"
