@@ -38,14 +38,20 @@ def arms(expert: str) -> dict[str, signals.Stage]:
     return {"grpo": found.pop("grpo"), "grpo in talk": signals.arm("grpo", env=TALK)} | found
 
 
-def steps_of(stage: signals.Stage, model: str, steps: int, folder: Path) -> list[dict[str, float]]:
-    """Metrics of each step but the first."""
+def staged(stage: signals.Stage, steps: int) -> signals.Stage:
+    """The same on sums, for so many steps that change next to nothing."""
     stage = {"name": "rl", "env": {"reasoning": signals.SUMS}, "success": {"part": "correct"}} | stage
     train = {"steps": steps, "save_every": 0, "learning_rate": 1e-9}
     stage |= {"sampling": {"groups": 16, "group_size": 8, "max_tokens": 64}, "train": train}
     (options,) = stage["method"].values()
     if "reads" in options.get("teacher", {}):
         options["teacher"] = options["teacher"] | {"must_add": -1}
+    return stage
+
+
+def steps_of(stage: signals.Stage, model: str, steps: int, folder: Path) -> list[dict[str, float]]:
+    """Metrics of each step but the first."""
+    stage = staged(stage, steps)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({"name": "run", "model": model, "output": str(folder), "stages": [stage]}))
     command = [sys.executable, "-m", "tropism", "train", str(path), "--fresh"]

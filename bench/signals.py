@@ -249,6 +249,20 @@ def finished(recipe: dict[str, Any], folder: Path) -> tuple[Path, float]:
     return last, 0.0 if last.exists() else round(trained(recipe, folder)[1], 2)
 
 
+def examined(name: str, labels: list[str], paths: Mapping[str, str]) -> None:
+    """What the doctor says of each self-teacher before it starts, on two seeds."""
+    for label in labels:
+        for seed in (0, 1):
+            recipe = recipe_of(SETTINGS[name], label, RATES[1], seed, paths) | {"output": str(RUNS / "doctor")}
+            path = RUNS / "doctor.yaml"
+            path.write_text(yaml.safe_dump(recipe))
+            words = [sys.executable, "-m", "tropism", "doctor", str(path)]
+            env = os.environ | {"OMP_NUM_THREADS": "1"}
+            done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+            told = [line for line in (done.stdout + done.stderr).splitlines() if "no hint" in line]
+            print(f"{label:<10} seed {seed}  {told[0] if told else 'reads nothing'}", flush=True)
+
+
 def results(name: str) -> list[dict[str, Any]]:
     path = RESULTS / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -296,11 +310,15 @@ def main() -> int:
     parser.add_argument("--arms", default="", help="only these, with commas between them")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--doctor", action="store_true", help="only say what hints add to the start model")
     given = parser.parse_args()
     name, setting = given.setting, SETTINGS[given.setting]
     if not given.table:
         arms = [label for label in setting.arms if not given.arms or label in given.arms.split(",")]
         paths = start(name)
+        if given.doctor:
+            examined(name, arms, paths)
+            return 0
         if not setting.rates_of:
             run(name, [(m, rate, seed) for m in arms for seed in TUNED_ON for rate in RATES], paths, given.jobs)
         rates = {label: rate for label, rate in chosen_rates(name).items() if label in arms}

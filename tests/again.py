@@ -13,7 +13,7 @@ from torch import Tensor
 import tropism
 import world
 from tropism.record import Run, latest, saved_in
-from tropism.training import learn
+from tropism.training import learn, run
 
 RECIPES = {"grpo": world.grpo, "ppo": world.ppo, "sft": world.sft}
 
@@ -54,16 +54,21 @@ def same(run: Path, other: Path, stage: str) -> None:
 NAME = {"grpo": "rl", "ppo": "rl", "sft": "demos"}
 
 
-def train_until(recipe: object, step: int, monkeypatch, **how) -> None:
-    """Train until `step` steps are finished and the next one's update is due, then stop dead."""
-    real = learn.update
+def train_until(recipe: object, step: int, monkeypatch, *, stage: str = "", **how) -> None:
+    """Train until `step` steps of that stage, else of any, are finished and one more is due; then stop dead."""
+    learnt, staged, now = learn.update, run.run_stage, []
 
     def update(batch, *args, **kwargs):
-        if batch.step == step:
+        if batch.step == step and stage in ("", now[-1]):
             raise Killed
-        return real(batch, *args, **kwargs)
+        return learnt(batch, *args, **kwargs)
+
+    def run_stage(recipe, stage, *args):
+        now.append(stage.name)
+        return staged(recipe, stage, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(learn, "update", update)
+        patch.setattr(run, "run_stage", run_stage)
         with pytest.raises(Killed):
             tropism.train(recipe, quiet=True, **how)

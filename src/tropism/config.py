@@ -223,6 +223,11 @@ class Stage:
                 f"data: {{sampled: {{keep: {' or '.join(wanted) or 'best'}, …}}}}."
             )
         require(
+            kept not in ("success", "labels") or self.success is not None,
+            f"stage {self.name!r} samples rows and keeps {kept}, but does not say what a success is. Add success: "
+            "{part: NAME, at_least: 1}.",
+        )
+        require(
             self.train.kl_budget is None or self.env is not None,
             f"stage {self.name!r} has train.kl_budget, but reads data: how far the policy goes is not sampled there.",
         )

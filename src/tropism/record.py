@@ -314,7 +314,7 @@ def stages_of(run: Path) -> list[Run]:
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 STATE = Path("state") / "trainer.pt"
-"""Where a checkpoint keeps what only training needs; it is written last."""
+"""Where a checkpoint keeps what only training needs; a directory without it is none."""
 
 
 def latest(path: Path) -> Path | None:

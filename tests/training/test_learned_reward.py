@@ -55,7 +55,7 @@ def test_the_start_models_replies_have_mean_zero_and_deviation_one(tmp_path):
 
 def test_a_killed_run_ends_as_if_it_had_not_been(run, tmp_path, monkeypatch):
     made = recipe(tmp_path, {"who": ["rm", "rm2"], "combine": "penalised"})
-    train_until(made, 3, monkeypatch)
+    train_until(made, 3, monkeypatch, stage="rl")
     tropism.train(made, resume=True, quiet=True)
     same(tmp_path / "run", run, "rl")
 
@@ -111,7 +111,7 @@ def test_a_critic_that_starts_as_the_reward_model_says_its_scores_and_has_weight
 
 def test_ppo_with_its_own_critic_ends_a_killed_run_as_if_it_had_not_been(tmp_path, monkeypatch):
     whole = tropism.train(by_ppo(tmp_path / "whole"), quiet=True).path
-    train_until(by_ppo(tmp_path / "dead"), 3, monkeypatch)
+    train_until(by_ppo(tmp_path / "dead"), 3, monkeypatch, stage="rl")
     tropism.train(by_ppo(tmp_path / "dead"), resume=True, quiet=True)
     same(tmp_path / "dead" / "run", whole, "rl")
     lines = [line for line in Run(whole / "rl").metrics() if "loss" in line]

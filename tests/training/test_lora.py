@@ -166,7 +166,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(name, tmp_path, monkeypatch):
     for way in ("whole", "dead"):
         made = recipe(tmp_path, method, **lora) | {"output": str(tmp_path / way)}
         if way == "dead":
-            train_until(made, 3, monkeypatch)
+            train_until(made, 3, monkeypatch, stage="rl")
         tropism.train(made, resume=way == "dead", quiet=True)
     runs = [tmp_path / way / "adapter" for way in ("dead", "whole")]
     ends = [latest(Run(run / "rl").checkpoints_dir) for run in runs]

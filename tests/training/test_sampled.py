@@ -163,7 +163,7 @@ def test_rows_of_an_earlier_stage_are_named_by_it(tmp_path):
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     tropism.train(recipe(tmp_path / "whole", "kto", keep="labels"), quiet=True)
-    train_until(recipe(tmp_path / "dead", "kto", keep="labels"), 3, monkeypatch)
+    train_until(recipe(tmp_path / "dead", "kto", keep="labels"), 3, monkeypatch, stage="own")
     tropism.train(recipe(tmp_path / "dead", "kto", keep="labels"), resume=True, quiet=True)
     same(tmp_path / "dead" / "run", tmp_path / "whole" / "run", "own")
 
@@ -178,8 +178,28 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
         ("sft", {"top": 4}, "every reply would be kept"),
         ("dpo", {"keep": "pairs", "samples": 1}, "a pair takes two replies"),
         ("sft", {"noise": -1.0}, "cannot be negative"),
+        ("kto", {"keep": "labels"}, "does not say what a success is"),
+        ("sft", {"keep": "success"}, "does not say what a success is"),
     ],
 )
 def test_what_cannot_be_kept_is_said(method, sampled, says, tmp_path):
+    made = recipe(tmp_path, method, **sampled)
+    if "success" in says:
+        made["stages"][1]["success"] = None
     with pytest.raises(ConfigError, match=says):
-        tropism.train(recipe(tmp_path, method, **sampled), quiet=True)
+        tropism.train(made, quiet=True)
+
+
+def test_a_run_that_died_before_its_rows_were_written_writes_the_same_ones_on_resume(tmp_path, monkeypatch):
+    """Also where rewards draw from the generators of the process."""
+    made = [recipe(tmp_path / way) for way in ("whole", "dead")]
+    for one in made:
+        one["stages"][1] |= {"rewards": {f"{world.HERE}:noisy": 1.0}, "success": None}
+    whole = tropism.train(made[0], quiet=True).path
+    random.seed(5)
+    train_until(made[1], 3, monkeypatch, stage="own")
+    rows = tmp_path / "dead" / "run" / "own" / "rows.jsonl"
+    rows.unlink()
+    random.seed(6)
+    tropism.train(made[1], resume=True, quiet=True)
+    assert rows.read_bytes() == (whole / "own" / "rows.jsonl").read_bytes()

@@ -59,3 +59,11 @@ def test_rollouts_without_a_reply_can_be_shown():
     silent = Rollout(task=Task(), group=0, failure=Failure("play", "broken"))
     with pytest.raises(GuardStopped, match="no reply"):
         guard.stalled(1, 1, [silent])
+
+
+def test_a_budget_of_nats_is_kept_and_what_is_no_number_has_spent_it():
+    guard.spent(5.0, None)
+    guard.spent(5.0, 5.0)
+    for nats in (5.1, float("nan"), float("inf")):
+        with pytest.raises(GuardStopped, match=r"train\.kl_budget = 5\.0"):
+            guard.spent(nats, 5.0)

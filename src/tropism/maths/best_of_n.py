@@ -27,14 +27,10 @@ def expected_best(gold: Tensor, proxy: Tensor, n: int) -> Tensor:
     count = gold.shape[-1]
     if not 1 <= n <= count:
         raise ValueError(f"expected_best: n is {n}, but there are {count} answers to draw from. Use 1 to {count}.")
-    below, upto = (
-        (proxy[..., None, :] < proxy[..., :, None]).sum(-1),
-        (proxy[..., None, :] <= proxy[..., :, None]).sum(-1),
-    )
-    ways = torch.tensor([math.comb(k, n) / math.comb(count, n) for k in range(count + 1)], dtype=gold.dtype)
-    share = (ways.to(gold.device)[upto] - ways.to(gold.device)[below]) / (
-        upto - below
-    )  # of equal answers, split evenly
+    below = (proxy[..., None, :] < proxy[..., :, None]).sum(-1)
+    upto = (proxy[..., None, :] <= proxy[..., :, None]).sum(-1)
+    ways = torch.tensor([math.comb(k, n) / math.comb(count, n) for k in range(count + 1)], dtype=torch.float64).to(gold)
+    share = (ways[upto] - ways[below]) / (upto - below)  # equal answers split theirs evenly
     return (share * gold).sum(-1)
 
 

@@ -84,6 +84,12 @@ def last_action(mask: Tensor) -> Tensor:
     return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
 
 
+def answer_mean(mask: Tensor, counted: Tensor) -> Tensor:
+    """Every counted row counts the same, by its last masked token: [N, T] bool, [N] bool -> [N, T]. None give zeros."""
+    end = last_action(mask) & counted[:, None]
+    return end / end.sum().clamp(min=1)
+
+
 def chosen_minus_rejected(values: Tensor, chosen: Tensor, group: Tensor) -> Tensor:
     """Chosen minus rejected, told to both rows of a pair: [N], [N] bool, [N] -> [N].
 

@@ -9,7 +9,7 @@ from tropism.types import Method
 def checked(method: Method) -> None:
     """Raise for a value with which nothing, or the wrong thing, would be learned."""
     name, fields = type(method).__name__, vars(method)
-    for key in ("clip_low", "clip_high", "kl", "clip_weight", "decay", "caution", "distill"):
+    for key in ("clip_low", "clip_high", "kl", "clip_weight", "decay", "caution", "distill", "center"):
         if fields.get(key, 0) < 0:
             raise ConfigError(f"{name}'s {key} is {fields[key]}, but cannot be negative.")
     for key in ("discount", "trace"):
@@ -23,6 +23,10 @@ def checked(method: Method) -> None:
     if fields.get("eps", 1) <= 0:
         raise ConfigError(
             f"{name}'s eps is {fields['eps']}, but siblings that all earned the same give 0 / 0. Use 1e-6."
+        )
+    if not 0 <= fields.get("label_smoothing", 0) < 0.5:
+        raise ConfigError(
+            f"{name}'s label_smoothing is {fields['label_smoothing']}, but a share of wrong labels is below a half."
         )
     if fields.get("truncate", 1) <= 0:
         raise ConfigError(f"{name}'s truncate is {fields['truncate']}, but then no token would count. Use 2, or more.")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tropism.errors import ConfigError
 from tropism.maths import preference
-from tropism.maths.reduce import chosen_minus_rejected, last_action
+from tropism.maths.reduce import answer_mean, chosen_minus_rejected
+from tropism.methods.checked import checked
 from tropism.types import Batch, Credit, Needs, Output, TokenLoss
 
 
@@ -37,11 +38,9 @@ class DPO:
     """Share of labels taken to be wrong, for sigmoid (cDPO) and robust."""
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError(
-                f"DPO's beta is {self.beta} and label_smoothing {self.label_smoothing}. Use a beta above 0, such as "
-                "0.1, and a share of wrong labels below a half."
-            )
+        checked(self)
+        if self.beta <= 0:
+            raise ConfigError(f"DPO's beta is {self.beta}, but must be above 0: use 0.1, say.")
         if self.label_smoothing and self.loss_type in ("hinge", "ipo"):
             raise ConfigError(
                 f"DPO's label_smoothing is {self.label_smoothing}, but {self.loss_type} has none. Use sigmoid, robust."
@@ -55,8 +54,7 @@ class DPO:
         return Credit(torch.zeros_like(batch.token_reward))
 
     def weights(self, batch: Batch) -> Tensor:
-        chosen = last_action(batch.action_mask) & batch.success[:, None]
-        return chosen / chosen.sum().clamp(min=1)
+        return answer_mean(batch.action_mask, batch.success)
 
     def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
         logp = (out.logp * batch.action_mask).sum(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tropism.errors import ConfigError
 from tropism.maths import preference
-from tropism.maths.reduce import last_action
+from tropism.maths.reduce import answer_mean, last_action
 from tropism.types import Batch, Credit, Needs, Output, TokenLoss
 
 
@@ -51,8 +51,7 @@ class KTO:
         return Credit(drift * batch.action_mask, metrics={"kto/drift": float(drift)})
 
     def weights(self, batch: Batch) -> Tensor:
-        end = last_action(batch.action_mask)
-        return end / end.sum().clamp(min=1)
+        return answer_mean(batch.action_mask, torch.ones_like(batch.success))
 
     def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
         gain = ((out.logp - batch.reference_logp) * batch.action_mask).sum(1)

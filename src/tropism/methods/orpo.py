@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tropism.errors import ConfigError
 from tropism.maths import preference
-from tropism.maths.reduce import chosen_minus_rejected, last_action
+from tropism.maths.reduce import answer_mean, chosen_minus_rejected
 from tropism.types import Batch, Credit, Needs, Output, TokenLoss
 
 
@@ -39,8 +39,7 @@ class ORPO:
         return Credit(torch.zeros_like(batch.token_reward))
 
     def weights(self, batch: Batch) -> Tensor:
-        chosen = last_action(batch.action_mask) & batch.success[:, None]
-        return chosen / chosen.sum().clamp(min=1)
+        return answer_mean(batch.action_mask, batch.success)
 
     def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
         logp = (out.logp * batch.action_mask).sum(1)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tropism.errors import ConfigError
 from tropism.maths import preference
-from tropism.maths.reduce import chosen_minus_rejected, last_action, sum_by
+from tropism.maths.reduce import answer_mean, chosen_minus_rejected, sum_by
+from tropism.methods.checked import checked
 from tropism.types import Batch, Credit, Needs, Output, TokenLoss
 
 
@@ -32,11 +32,7 @@ class RewardModel:
     """Share of labels taken to be wrong: scores then stay finite on data that a model can learn by heart."""
 
     def __post_init__(self) -> None:
-        if self.center < 0 or not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError(
-                f"RewardModel's center is {self.center} and label_smoothing {self.label_smoothing}. Use a weight of 0 "
-                "or more, and a share of wrong labels below a half."
-            )
+        checked(self)
 
     @property
     def needs(self) -> Needs:
@@ -46,8 +42,7 @@ class RewardModel:
         return Credit(torch.zeros_like(batch.token_reward))
 
     def weights(self, batch: Batch) -> Tensor:
-        chosen = last_action(batch.action_mask) & batch.success[:, None]
-        return chosen / chosen.sum().clamp(min=1)
+        return answer_mean(batch.action_mask, batch.success)
 
     def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
         apart = chosen_minus_rejected(out.last_value - batch.reward, batch.success, batch.group)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tropism.errors import ConfigError
 from tropism.maths import preference
-from tropism.maths.reduce import chosen_minus_rejected, last_action
+from tropism.maths.reduce import answer_mean, chosen_minus_rejected
+from tropism.methods.checked import checked
 from tropism.types import Batch, Credit, Needs, Output, TokenLoss
 
 
@@ -34,11 +35,11 @@ class SimPO:
     """Share of labels taken to be wrong."""
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or self.gap < 0 or not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError(
-                f"SimPO's beta is {self.beta}, gap {self.gap} and label_smoothing {self.label_smoothing}. Use a beta "
-                "above 0, a gap of 0 or more, and a share of wrong labels below a half."
-            )
+        checked(self)
+        if self.beta <= 0:
+            raise ConfigError(f"SimPO's beta is {self.beta}, but must be above 0: use 2.5, say.")
+        if self.gap < 0:
+            raise ConfigError(f"SimPO's gap is {self.gap}, but a chosen answer should not lose: use 0, or more.")
 
     @property
     def needs(self) -> Needs:
@@ -48,8 +49,7 @@ class SimPO:
         return Credit(torch.zeros_like(batch.token_reward))
 
     def weights(self, batch: Batch) -> Tensor:
-        chosen = last_action(batch.action_mask) & batch.success[:, None]
-        return chosen / chosen.sum().clamp(min=1)
+        return answer_mean(batch.action_mask, batch.success)
 
     def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
         logp = (out.logp * batch.action_mask).sum(1)

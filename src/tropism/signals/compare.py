@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from tropism.signals.judge import Answering
+from tropism.signals.judge import Answering, read_answers
 from tropism.types import Failure
 
 PART = "comparison"
@@ -71,9 +71,7 @@ def by_model(answering: Answering, question: str = "") -> Comparer:
         return SLOT.sub(lambda slot: words[slot[1]], question or QUESTION)
 
     def compare(pairs: Sequence[Shown], seed: int) -> list[int | Failure]:
-        texts = [asked(shown) for shown in pairs]
-        answers = answering([({"role": "user", "content": text},) for text in texts], seed)
-        return [choice_in(answer, text) for answer, text in zip(answers, texts, strict=True)]
+        return read_answers(answering, [asked(shown) for shown in pairs], choice_in, seed)
 
     return compare
 
@@ -83,6 +81,6 @@ def choice_in(answer: str | Failure, asked: str) -> int | Failure:
     if isinstance(answer, Failure):
         return answer
     boxes = CHOICE.findall(answer.rpartition(asked)[2])  # some servers repeat the question, which holds boxes itself
-    return (
-        int(boxes[-1]) if boxes else Failure(PART, f"the answer has no \\boxed{{1}}, {{2}} or {{0}}: {answer!r:.120}")
-    )
+    if not boxes:
+        return Failure(PART, f"the answer has no \\boxed{{1}}, {{2}} or {{0}}: {answer!r:.120}")
+    return int(boxes[-1])

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from http.client import HTTPException
-from typing import Any
+from typing import Any, TypeVar
 from urllib.request import Request, urlopen
 
 from tropism.types import Failure, Prompt, Rollout, Scored, Turn, seed_of
@@ -45,6 +45,7 @@ SLOT = re.compile(r"\{(reply|next|role)\}")
 SCORE = re.compile(r"\\boxed\{\s*([+-]?1|0)\s*\}")
 HINT = re.compile(r"\[HINT_START\](.*?)\[HINT_END\]", re.DOTALL)
 HINTS, SHORTEST = 3, 10
+Read = TypeVar("Read")
 AT_ONCE = 16
 """Requests under way at the same time."""
 
@@ -159,11 +160,17 @@ def by_model(answering: Answering, question: str = "") -> Voter:
         return SLOT.sub(lambda slot: words[slot[1]], question or QUESTION)
 
     def vote(turns: Sequence[Seen], seed: int) -> list[Vote | Failure]:
-        texts = [asked(one) for one in turns]
-        answers = answering([({"role": "user", "content": text},) for text in texts], seed)
-        return [vote_in(answer, text) for answer, text in zip(answers, texts, strict=True)]
+        return read_answers(answering, [asked(one) for one in turns], vote_in, seed)
 
     return vote
+
+
+def read_answers(
+    answering: Answering, questions: Sequence[str], read: Callable[[str | Failure, str], Read], seed: int
+) -> list[Read]:
+    """What `read` makes of each answer and its question."""
+    answers = answering([({"role": "user", "content": text},) for text in questions], seed)
+    return [read(answer, text) for answer, text in zip(answers, questions, strict=True)]
 
 
 def vote_in(answer: str | Failure, asked: str) -> Vote | Failure:

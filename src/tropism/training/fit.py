@@ -67,7 +67,7 @@ def sifted(
         raise GuardStopped(
             f"{said}, more than train.failure_limit = {limit} allows:\n{shown}\nMend the data, or raise the limit."
         )
-    say(f"{said} and are left out (all are in notes.json):\n{shown}")
+    say(f"{said} and are left out:\n{shown}")
     return [row for row in rows if not row[0].failure], why
 
 

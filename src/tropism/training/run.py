@@ -6,7 +6,7 @@ import contextlib
 import platform
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -72,8 +72,8 @@ def run(recipe: Recipe, watcher: Watcher, *, resume: bool = False, fresh: bool =
             "another name (name=…)."
         )
     names = [stage.name for stage in recipe.stages]
-    for stage in recipe.stages[1:]:  # what cannot work is said before the stages in front of it have trained
-        foresee(stage, recipe.seed, names)
+    for number, stage in enumerate(recipe.stages[1:], 1):  # what cannot work is said before others have trained
+        foresee(stage, recipe.seed, names[:number])
     resumable = begun(path, recipe, watcher) if resume else {}
     model, runs, trained = recipe.model, [], 0
     ends: dict[str, Model] = {}
@@ -109,8 +109,8 @@ def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Ru
         Run.create(path, recipes.dump(recipe) | {"stage": stage.name}, versions(policy.device))
         if isinstance(job.draw, Reading) and job.draw.left_out:
             job.run.note("left_out", {"rows": list(job.draw.left_out)})
-        if isinstance(job.draw, Reading) and stage.data is not None and stage.data.sampled is not None:
-            write_rows(job.draw.rows, path / ROWS)
+    if isinstance(job.draw, Reading) and stage.data and stage.data.sampled and not (path / ROWS).exists():
+        write_rows(job.draw.rows, path / ROWS)
     if "sampler" not in job.run.notes():
         job.run.note("sampler", {"exact": exact})
     job = replace(job, exact=job.run.notes()["sampler"]["exact"])  # a resumed run keeps the answer it began with
@@ -176,7 +176,7 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
         run=Run(path),
         watcher=watcher,
         seed=seed,
-        evaluation=open_evaluation(recipe, stage, policy, panel, ensemble, path.parent, reference),
+        evaluation=open_evaluation(recipe, stage, policy, panel, ensemble, path.parent, reference, watcher.say),
         reference=reference,
         tutor=open_tutor(stage, model, policy, draw.source if isinstance(draw, Playing) else None),
         per_reply=per_reply(stage.env),
@@ -197,6 +197,7 @@ def open_draw(
         env = stage.data.sampled.env
         source = open_source(env.name, env.options, split="train", seed=recipe.seed)
         score = scoring(stage, env, source, panel, ensemble)
+        checkpoint.seed_generators(seed)  # rewards may draw, and a resume must keep the same rows
         own = sampled_rows(stage.data.sampled, stage.sampling, source, policy, score, seed, watcher.say)
         rows, left_out = sifted([usable(row, policy.context) for row in own], stage.train.failure_limit, watcher.say)
         return Reading(rows, stage.train.batch, seed, left_out)
@@ -220,6 +221,7 @@ def open_evaluation(
     ensemble: Ensemble | None,
     folder: Path,
     reference: Forward | None,
+    say: Callable[[str], None],
 ) -> Evaluation | HeldOut | None:
     """Held-out rows of `eval.data`, or held-out play: on `eval.env`, else on the stage's environment, else on what its
     demonstrations come from."""
@@ -229,7 +231,7 @@ def open_evaluation(
         rows = load_rows(
             located(stage.eval.data, recipe, folder), policy.words, recipe.seed, policy.context, stage.method.needs.data
         )
-        held, _ = sifted(rows[: stage.eval.tasks], 1.0, lambda _: None)
+        held, _ = sifted(rows[: stage.eval.tasks], 1.0, lambda line: say(f"held out: {line}"))
         return HeldOut(rows=held, method=stage.method, policy=policy, train=stage.train, reference=reference)
     env = evaluated(stage)
     if env is None:

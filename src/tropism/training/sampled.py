@@ -15,6 +15,7 @@ from typing import Any
 
 from tropism.config import Sampled, Sampling
 from tropism.errors import ConfigError
+from tropism.record import write
 from tropism.rollout.play import play
 from tropism.training.model import Policy
 from tropism.types import Rollout, SamplingParams, Source, Stop, seed_of
@@ -98,16 +99,16 @@ def unsampled(rollout: Rollout) -> Rollout:
 
 def write_rows(rows: Sequence[tuple[Rollout, ...]], path: Path) -> None:
     """In TRL's columns, for other stages, tools and eyes: the last turn of each, after its prompt."""
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            turns = [one.turns[-1] for one in row]
-            text = isinstance(turns[0].prompt, str)
-            said = [turn.reply if text else [{"role": "assistant", "content": turn.reply}] for turn in turns]
-            names = ("chosen", "rejected") if len(row) == 2 else ("completion",)
-            line: dict[str, Any] = {
-                "prompt": turns[0].prompt if text else list(turns[0].prompt),
-                **dict(zip(names, said, strict=True)),
-            }
-            if len(row) == 1:
-                line["label"] = row[0].success
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    write(path, "".join(json.dumps(line_of(row), ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def line_of(row: tuple[Rollout, ...]) -> dict[str, Any]:
+    turns = [one.turns[-1] for one in row]
+    prompt: Any = turns[0].prompt
+    if isinstance(prompt, str):
+        said: list[Any] = [turn.reply for turn in turns]
+    else:
+        said, prompt = [[{"role": "assistant", "content": turn.reply}] for turn in turns], list(prompt)
+    if len(row) == 2:
+        return {"prompt": prompt, "chosen": said[0], "rejected": said[1]}
+    return {"prompt": prompt, "completion": said[0], "label": row[0].success}

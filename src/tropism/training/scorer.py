@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from tropism.errors import ConfigError
-from tropism.record import last_checkpoint, stages_of
 from tropism.training.lora import merged_state
-from tropism.training.model import Policy, device_of, readable
+from tropism.training.model import Policy, device_of, first_line, readable, trained
 
 SCORER = "reward_model"
 """Its folder in a checkpoint."""
@@ -65,14 +64,14 @@ class Scorer:
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        path = trained(path)
+        path = scorer_in(path)
         try:
             module, told = AutoModelForSequenceClassification.from_pretrained(
                 path, num_labels=1, dtype=torch.float32, output_loading_info=True
             )
             self.vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(path).get_vocab()
         except Exception as error:  # somebody else's files raise anything
-            raise ConfigError(f"the reward model {path} could not be loaded: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"the reward model {path} could not be loaded: {first_line(error)}") from error
         if told["missing_keys"] or told["mismatched_keys"]:
             lost = ", ".join(sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]]))[:3])
             raise ConfigError(
@@ -109,12 +108,11 @@ class Scorer:
         return found
 
 
-def trained(path: str) -> str:
-    """A run or stage stands for the reward model of its last checkpoint; any other path for itself."""
-    local = Path(path)
-    if not local.is_dir() or (local / "config.json").exists():
-        return str(local / SCORER) if (local / SCORER).is_dir() else path
-    end = last_checkpoint(stages_of(local))
-    if end is None or not (end / SCORER).is_dir():
+def scorer_in(path: str) -> str:
+    """A run, stage or checkpoint stands for the reward model in it; any other path for itself."""
+    end = trained(path)
+    if (Path(end) / SCORER).is_dir():
+        return str(Path(end) / SCORER)
+    if end != path:
         raise ConfigError(f"{path} holds no reward model. Name a run or stage that trained one, or its directory.")
-    return str(end / SCORER)
+    return path

@@ -7,7 +7,6 @@ made anew from it. So a session that ends in any way goes on where it was, and w
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tropism.errors import ConfigError
-from tropism.record import Kind, Run
+from tropism.record import Kind, Run, write
 
 Answer = Literal["left", "right", "tie", "skip"]
 
@@ -42,7 +41,7 @@ class Pair:
 
 
 def pairs_of(run: Run, *, kind: Kind = "train", seed: int = 0) -> list[Pair]:
-    """One pair of each task of every recorded step, the two most different in reward first; the same for one seed.
+    """Of each task of every recorded step the two replies whose rewards are farthest apart; the same for one seed.
 
     Raises:
         ConfigError: no two siblings of one turn say different things.
@@ -132,6 +131,4 @@ class Labels:
         rows = [told["row"] for told in self.told.values() if told["row"]]
         for path, lines in ((self.log, list(self.told.values())), (self.path, rows)):
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            partial = path.with_name(f".{path.name}")
-            partial.write_text(text, "utf-8")
-            os.replace(partial, path)
+            write(path, text.encode())

@@ -26,7 +26,7 @@ def failing(rollouts: Sequence[Rollout], limit: float) -> None:
 
 def spent(nats: float, budget: float | None) -> None:
     """Stop a policy that has gone too far from where it started."""
-    if budget is not None and nats > budget:
+    if budget is not None and not nats <= budget:  # NaN has gone too far as well
         raise GuardStopped(
             f"the policy is {nats:.2f} nats per episode away from the model it started as, more than train.kl_budget = "
             f"{budget} allows. Its checkpoint of this step is saved. Raise the budget and continue with --resume, or "

@@ -1,0 +1,45 @@
+"""Benchmarks that tests do not run whole: what they count, by hand, and that their recipes resolve."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+import methods
+import rlhf
+import signals
+from tropism.recipe import resolve
+
+
+def test_wins_are_of_the_same_instruction_and_ties_are_half():
+    mine = {1: {"gold": 0.9}, 2: {"gold": 0.5}, 3: {"gold": 0.1}, 4: {"gold": 1.0}}
+    theirs = {1: {"gold": 0.2}, 2: {"gold": 0.5}, 3: {"gold": 0.2}, 9: {"gold": 0.0}}
+    assert rlhf.wins(mine, theirs) == pytest.approx(1.5 / 3) and rlhf.wins(mine, mine) == 0.5
+
+
+def test_every_timed_method_is_a_stage(monkeypatch):
+    monkeypatch.chdir(signals.ROOT)
+    arms = methods.arms("some/expert")
+    assert {"grpo", "mopd", "openclaw", "follow_up", "gated"} <= arms.keys() and next(iter(arms)) == "grpo"
+    for stage in arms.values():
+        recipe = {"name": "run", "model": "tiny", "stages": [methods.staged(stage, 3)]}
+        assert resolve(recipe).stages[0].train.steps == 3
+
+
+def test_ratios_are_over_grpo_and_tokens_are_of_one_step():
+    step = {"time/step": 2.0, "time/update": 1.0, "teacher/tokens": 30}
+    line = methods.line_of("x", [step | {"step": k, "num_tokens": 100.0 * k} for k in (2, 3)], 0.5)
+    assert (line["over grpo"], line["student"], line["teacher"], line["update"], line["draw"]) == (4.0, 100, 30, 0.5, 0)
+
+
+def test_an_adapter_learns_rank_times_in_plus_out_of_each_layer():
+    pytest.importorskip("peft")
+    import lora
+
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 50}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
+    whole, learns = lora.counted(shape, None)
+    assert whole == learns
+    _, learns = lora.counted(shape, lora.Lora(rank=2))
+    assert learns == 2 * (4 * (64 + 64) + 3 * (64 + 96))
