@@ -7,8 +7,8 @@ Faults: sign, dropped term or factor, min and max, comparison, clamp bound, deta
 constant times 2. A fault that no test notices is a missing test, or changes nothing that can be observed; then
 equivalent.txt says why. Exits 1 if a survivor has no reason there, or a reason no longer has a survivor.
 
-The tests of maths/x.py are tests/maths/test_x.py (of __init__.py: test_registry.py) and test_shared.py beside it. A
-process that has imported torch is forked for every mutant; on one core all of them take minutes.
+The tests of maths/x.py are tests/maths/test_x.py (of __init__.py: test_registry.py), test_x_*.py and test_shared.py
+beside it. A process that has imported torch is forked for every mutant; on one core all of them take minutes.
 """
 
 from __future__ import annotations
@@ -221,8 +221,10 @@ class Planted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def tests_of(file: str) -> list[str]:
     room, stem = Path(file).parent, Path(file).stem
-    names = ("registry" if stem == "__init__" else stem, "shared")
-    return [str(path) for name in names if (path := ROOT / "tests" / room / f"test_{name}.py").exists()]
+    others = {f"test_{path.stem}" for path in (PACKAGE / room).glob("*.py") if path.stem != stem}
+    name = "registry" if stem == "__init__" else stem
+    own = [path for path in sorted((ROOT / "tests" / room).glob(f"test_{name}*.py")) if path.stem not in others]
+    return [str(path) for path in (*own, ROOT / "tests" / room / "test_shared.py") if path.exists()]
 
 
 def fork(file: str, mutant: Mutant | None, limit: float) -> int:

@@ -22,6 +22,13 @@ def test_what_is_as_often_right_as_it_says_has_none_and_certainty_that_is_wrong_
     assert float(error(numbers(), torch.tensor([], dtype=torch.bool))) == 0
 
 
+def test_one_answer_is_a_whole_sample_and_bins_are_a_tenth_wide_unless_told():
+    assert float(error(numbers(0.75), torch.tensor([True]))) == pytest.approx(0.25)
+    two = numbers(0.41, 0.49), torch.tensor([True, False])
+    assert float(error(*two)) == pytest.approx(0.05)
+    assert float(error(*two, bins=20)) == pytest.approx((0.59 + 0.49) / 2)
+
+
 def test_errors_of_one_bin_cancel_and_of_two_do_not():
     right = torch.tensor([True, False])
     assert float(error(numbers(0.5, 0.5), right)) == pytest.approx(0)

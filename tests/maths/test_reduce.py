@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tropism.maths.reduce import (
+    answer_mean,
     certainty,
     chosen_minus_rejected,
     constant_mean,
@@ -114,9 +115,17 @@ def test_the_highest_share_is_one_of_the_masked_tokens_and_ties_are_kept():
 
 
 def test_the_last_action_of_each_row_is_marked_and_nothing_else():
-    mask = torch.tensor([[0, 1, 1, 0], [1, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
-    marked = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
+    mask = torch.tensor([[0, 1, 1, 0], [1, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 1]]).bool()
+    marked = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]).bool()
     assert torch.equal(last_action(mask), marked)
+
+
+def test_an_answer_counts_once_by_its_last_token_and_only_where_it_is_to_count():
+    mask = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]]).bool()
+    rows = torch.tensor([True, False, True, True])
+    close(answer_mean(mask, rows), torch.tensor([[0, 0, 0.5, 0], [0] * 4, [0, 0, 0.5, 0], [0] * 4]))
+    close(answer_mean(mask[:1], rows[:1]), torch.tensor([[0, 0, 1.0, 0]]))
+    assert (answer_mean(mask, rows & False) == 0).all() and (answer_mean(mask[3:], rows[3:]) == 0).all()
 
 
 def test_a_pair_s_difference_is_told_to_both_rows_in_any_order():
@@ -126,7 +135,14 @@ def test_a_pair_s_difference_is_told_to_both_rows_in_any_order():
 
 @pytest.mark.parametrize(
     ("chosen", "group"),
-    [([True, True], [0, 0]), ([False, False], [0, 0]), ([True, False], [0, 1]), ([True, False, False], [0, 0, 0])],
+    [
+        ([True, True], [0, 0]),
+        ([False, False], [0, 0]),
+        ([True, False], [0, 1]),
+        ([True, False, False], [0, 0, 0]),
+        ([True, False, True, True], [0, 0, 1, 1]),
+        ([True, False, True], [0, 0, 1]),
+    ],
 )
 def test_what_is_not_a_pair_is_refused(chosen, group):
     with pytest.raises(ValueError, match="a pair is one chosen and one rejected"):

@@ -54,6 +54,15 @@ def test_one_step_makes_desirable_answers_likelier_and_the_others_less_likely():
     assert (slope[::2][batch.action_mask[::2]] < 0).all() and (slope[1::2][batch.action_mask[1::2]] > 0).all()
 
 
+def test_rewards_are_told_of_desirable_answers_and_of_the_others():
+    """0.1 times log-ratios .3, -.2, -.5, .4, each on its answer's last token."""
+    out, batch = answers(STUDENT, REFERENCE, mismatch=NONE)
+    told = KTO().loss(out, batch, KTO().credit(batch)).metrics
+    for name, wanted in (("desirable", [0.03, -0.05]), ("undesirable", [-0.02, 0.04])):
+        value, where = told[f"rewards/{name}"]
+        close(value[where], torch.tensor(wanted, dtype=F64))
+
+
 def test_answers_need_no_partner():
     out, batch = answers(
         STUDENT[:3], mismatch=NONE[:3], group=torch.arange(3), success=torch.tensor([True, True, False])
@@ -98,8 +107,14 @@ def test_the_mismatch_is_that_of_the_answer_before_after_this_prompt():
     assert found.abs().min() > 1e-3
 
 
+def test_answers_of_one_kind_alone_may_count():
+    out, batch = answers(STUDENT, REFERENCE, mismatch=NONE)
+    one, other = (KTO(**{f"{kind}desirable_weight": 0.0}) for kind in ("", "un"))
+    close(objective(one, out, batch) + objective(other, out, batch), objective(KTO(), out, batch))
+
+
 @pytest.mark.parametrize(
-    "settings", [{"beta": 0.0}, {"desirable_weight": -1.0}, {"desirable_weight": 0.0, "undesirable_weight": 0.0}]
+    "settings", [{"beta": 0.0}, {"desirable_weight": -0.5}, {"desirable_weight": 0.0, "undesirable_weight": 0.0}]
 )
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ConfigError, match="KTO"):

@@ -51,6 +51,15 @@ def test_it_learns_the_chosen_answer_from_a_pair_that_starts_the_other_way_round
     assert logits.softmax(0)[0] > 0.95
 
 
+def test_the_reward_that_is_told_is_beta_times_the_mean_log_probability():
+    """As the paper's code and others': means -.5 and -.7."""
+    out, batch = answers(STUDENT[:2])
+    told = ORPO(beta=0.2).loss(out, batch, ORPO().credit(batch)).metrics
+    for name, wanted in (("chosen", -0.1), ("rejected", -0.14), ("margins", 0.04)):
+        value, where = told[f"rewards/{name}"]
+        close(value[where], torch.tensor([wanted], dtype=F64))
+
+
 def test_a_negative_weight_is_refused():
     with pytest.raises(ConfigError, match="would prefer the rejected answer"):
         ORPO(beta=-0.1)

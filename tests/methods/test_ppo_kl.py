@@ -26,6 +26,25 @@ def test_the_weight_grows_while_the_policy_is_too_far_and_falls_while_it_is_near
     assert PPO(kl=0.1).remember(away(4.0)) == {}
 
 
+def test_only_what_the_policy_said_is_away():
+    method, batch = (
+        PPO(kl=0.1, kl_target=2.0, kl_horizon=10, whiten=False),
+        away(4.1),
+    )  # of which its one action token is half
+    batch = batch.replace(action_mask=torch.tensor([[False, True]]))
+    assert float(method.remember(batch)["kl"]) == pytest.approx(0.1 * (1 + 0.025 / 10))
+
+
+def test_in_a_horizon_of_ten_thousand_episodes_it_changes_by_a_fifth():
+    step = float(PPO(kl=0.1, kl_target=0.5, whiten=False).remember(away(4.0))["kl"]) / 0.1
+    assert (step - 1) * 10_000 == pytest.approx(0.2, rel=1e-3)
+    assert float(PPO(kl=0.1, kl_target=0.5, kl_horizon=1).remember(away(4.0))["kl"]) == pytest.approx(0.12)
+
+
+def test_a_weight_is_told_where_there_is_one():
+    assert PPO().credit(away(1.0)).metrics == {} and PPO(kl=0.1).credit(away(1.0)).metrics == {"kl/weight": 0.1}
+
+
 @pytest.mark.parametrize("kl_in", ["reward", "loss"])
 def test_a_remembered_weight_is_the_one_that_counts(kl_in):
     batch = away(2.0)

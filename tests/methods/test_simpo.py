@@ -55,6 +55,17 @@ def test_it_learns_to_keep_the_gap():
     assert margins[-1] > 1.375 and margins[-1] - margins[-50] < margins[100] - margins[50]
 
 
+def test_a_small_beta_is_one():
+    out, batch = answers([[-0.4, -0.6], [-0.7]])
+    close(objective(SimPO(beta=0.5, gap=0.0), out, batch), torch.tensor(-0.1, dtype=F64).exp().log1p())
+
+
+def test_what_the_model_says_of_other_tokens_does_not_matter():
+    out, batch = answers([[-0.4, -0.6], [-0.7]])
+    noisy = out.logp + (~batch.action_mask) * 3.0
+    close(objective(SimPO(), type(out)(logp=noisy, entropy=out.entropy), batch), objective(SimPO(), out, batch))
+
+
 @pytest.mark.parametrize("settings", [{"beta": 0.0}, {"gap": -1.0}, {"label_smoothing": 0.5}])
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ConfigError, match="SimPO"):

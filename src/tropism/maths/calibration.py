@@ -16,6 +16,6 @@ def expected_calibration_error(confidence: Tensor, right: Tensor, *, bins: int =
         confidence: [N] in [0, 1]; right: [N] bool. None at all give 0.
     """
     same_shape("expected_calibration_error", confidence=confidence, right=right)
-    which = (confidence * bins).long().clamp(0, bins - 1)
+    which = (confidence * bins).long().clamp(max=bins - 1)
     gap = confidence.new_zeros(bins).index_add(0, which, right.to(confidence.dtype) - confidence)
     return gap.abs().sum() / max(1, len(confidence))

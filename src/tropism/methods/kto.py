@@ -36,7 +36,7 @@ class KTO:
 
     def __post_init__(self) -> None:
         weights = self.desirable_weight, self.undesirable_weight
-        if self.beta <= 0 or min(weights) < 0 or max(weights) == 0:
+        if self.beta <= 0 or min(weights) < 0 or sum(weights) == 0:
             raise ConfigError(
                 f"KTO's beta is {self.beta} and its weights {weights[0]} and {weights[1]}. Use a beta above 0, such as "
                 "0.1, and weights of 0 or more, not both 0."

@@ -104,7 +104,7 @@ class PPO:
     def credit(self, batch: Batch) -> Credit:
         reward, states = batch.token_reward, self.decisions(batch)
         if self.whiten_reward:
-            reward = whiten(reward, batch.action_mask) + reward[batch.action_mask].mean() * batch.action_mask
+            reward = whiten(reward, batch.action_mask) + reward[batch.action_mask].mean()
         if self.kl > 0 and self.kl_in == "reward":
             reward = reward - self.weight(batch) * k1(batch.proximal_logp, batch.reference_logp)
         if self.per == "turn":
