@@ -164,6 +164,30 @@ def test_a_loss_that_averages_what_it_sees_is_found():
         examine(job)
 
 
+def test_a_gradient_that_is_rounding_alone_is_no_fault():
+    """As of a teacher that is the student itself."""
+    whole, parts = torch.randn(2, 100, generator=torch.Generator().manual_seed(0))
+
+    def compared(whole, parts):
+        return checks.splits_agree(lambda tokens: whole if tokens > 1 else parts, 512, 1e-3)
+
+    assert compared(whole * 1e-9, parts * 1e-9).endswith("is rounding and says nothing")
+    for pair in ((whole * 1e-6, parts * 1e-6), (whole, 0 * parts), (0 * whole, parts), (0 * whole, parts / 0)):
+        with pytest.raises(CheckFailed, match="cut into micro-batches"):
+            compared(*pair)
+
+
+def test_a_teacher_that_is_the_student_itself_passes():
+    def by_opd(*args, **changes):
+        recipe = world.grpo(*args, **changes)
+        recipe["stages"][0]["method"] = {"opd": {"teacher": {"who": "frozen", "top_k": "all"}}}
+        return recipe
+
+    job = job_of(by_opd)
+    assert examine(job) is True
+    assert "is rounding and says nothing" in job.watcher.lines[-1]
+
+
 def test_a_reward_that_names_a_column_that_is_not_there_is_found():
     with pytest.raises(CheckFailed, match=r"needy asks for the column 'colour'.*has answer"):
         examine(job_of(rewards={f"{world.HERE}:needy": 1.0}))
