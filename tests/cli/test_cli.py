@@ -1,5 +1,6 @@
 """The command line: what it prints, where, and the exit code that a scheduler sees."""
 
+import functools
 import json
 import os
 import signal
@@ -218,7 +219,9 @@ def test_doctor_prints_its_checks_and_trains_nothing(tropism, tmp_path):
 
 def test_an_interrupted_run_is_exit_code_130_and_says_how_to_go_on(tmp_path):
     words = [TROPISM, "train", *DEMOS, "train.steps=100000"]
-    run = subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE, preexec_fn=heard)
     metrics = tmp_path / "runs" / "quick" / "sft" / "metrics.jsonl"
     until = time.monotonic() + 60
     while not (metrics.exists() and metrics.stat().st_size) and run.poll() is None and time.monotonic() < until:
