@@ -27,7 +27,7 @@ from tropism.methods import METHODS
 from tropism.methods.grpo import GRPO
 from tropism.training.ranks import Ranks
 from tropism.training.update import update
-from tropism.types import Batch, Credit, Method, Needs, Output, TokenLoss
+from tropism.types import FLAT, Batch, Credit, Method, Needs, Output, TokenLoss
 
 # --------------------------------------------------------------------------------------------------------- the demands
 
@@ -136,6 +136,7 @@ class Pair(GRPO):
 
 
 DEMANDS: dict[str, Method] = {name: method() for name, method in METHODS.items()} | {
+    "constrained": METHODS["constrained"](at_least={"second": 1.0}, clip_low=0.1),
     "grpo with kl": GRPO(kl=0.3, average="token"),
     "a critic with its target": Critic(),
     "weights that depend on the step": Schedule(),
@@ -158,7 +159,7 @@ def joined(*parts: Batch) -> Batch:
     columns: dict[str, list[Tensor]] = {}
     for part, batch in enumerate(parts):
         for name, value in batch.tensors():
-            missing = width - value.shape[1] if value.ndim > 1 else 0
+            missing = width - value.shape[1] if value.ndim > 1 and name not in FLAT else 0
             if missing:
                 fill = -1 if name == "turn" else 0
                 value = torch.cat([value, torch.full((len(value), missing, *value.shape[2:]), fill).to(value)], 1)

@@ -25,6 +25,7 @@ TEACHER = {
     "rlsd": READS | {"who": "synced", "every": 2},
 }
 """What the teacher of a method reads here; of any other method, the answer, as an average that follows the policy."""
+SETTINGS = {"constrained": {"at_least": {"low": 0.9}}}
 
 
 def read(name, folder):
@@ -47,7 +48,7 @@ def recipe(name, folder):
     if method.needs.data:
         return read(name, folder)
     taught = teacher_of(method) is not None
-    options = {"teacher": TEACHER.get(name, READS | {"who": "ema"})} if taught else {}
+    options = {"teacher": TEACHER.get(name, READS | {"who": "ema"})} if taught else SETTINGS.get(name, {})
     made = world.grpo(
         folder,
         success={"part": "low", "at_least": 0.5},

@@ -64,6 +64,7 @@ def toy_batch() -> tuple[Tensor, Batch]:
     for row, number in enumerate(EPISODE):
         if turn[row].max() == max(turn[r].max() for r in range(len(EPISODE)) if EPISODE[r] == number):
             token_reward[row, mask[row].nonzero()[-1]] = REWARD[number]
+    second = torch.tensor([0.4, -1.0, 0.0, 1.5, 0.25, 0.5, -0.5, 0.75], dtype=torch.float64)[episode]
     batch = Batch(
         tokens=tokens,
         length=real.sum(1),
@@ -78,6 +79,8 @@ def toy_batch() -> tuple[Tensor, Batch]:
         role=episode % 2,
         domain=torch.zeros_like(episode),
         steps=10,
+        weighted={"first": 1.0, "second": 0.5},
+        parts=torch.stack([reward - second / 2, second], 1),
         topk_ids=torch.tensor([0, 3, -1]).expand(*mask.shape, 3),
     )
 
@@ -145,8 +148,18 @@ def pulled(weights: Tensor, arms: Tensor, reward: Tensor, *, size: int) -> Batch
         episode=numbers,
         role=zeros,
         domain=zeros,
+        weighted={"arm": 1.0},
+        parts=reward[arms][:, None],
     )
     return on_policy(weights, batch)
+
+
+def parted(parts: list[list[float]], weights: list[float], size: int = 4) -> Batch:
+    """Episodes of one token, `size` to a group, rewarded for these parts."""
+    given, weight = torch.tensor(parts, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64)
+    batch = pulled(table(), torch.zeros(len(parts), dtype=torch.long), torch.zeros(V, dtype=torch.float64), size=size)
+    weighted = {f"part {k}": number for k, number in enumerate(weights)}
+    return batch.replace(parts=given, weighted=weighted, reward=given.nan_to_num() @ weight)
 
 
 def expected_gradient(method: Method, weights: Tensor, reward: Tensor, *, size: int) -> Tensor:

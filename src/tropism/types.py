@@ -167,6 +167,8 @@ class Rollout:
     turns: tuple[Turn, ...] = ()
     rewards: Mapping[str, float] = field(default_factory=dict)
     """Named parts as scored, before weights."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Part -> its weight in `reward`, where it has one."""
     reward: float = 0.0
     """Sum over parts of weight times part."""
     success: bool = False
@@ -209,6 +211,8 @@ class Sampler(Protocol):
 ABSENT: Any = None
 """What nobody asked for is None. A method may read whatever its `needs` name without asking whether it is there."""
 
+FLAT = ("parts",)  # fields of a batch whose second axis is not one of places
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -248,6 +252,10 @@ class Batch:
     """Rollout batches in all."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     """What the method's `remember` returned last; {} at step 0."""
+    weighted: Mapping[str, float] = field(default_factory=dict)
+    """Part of the reward -> its weight, in the order of `parts`."""
+    parts: Tensor = ABSENT
+    """[N, P] what each of them gave to the rollout, before its weight; NaN where it does not apply."""
     behavior_logp: Tensor = ABSENT
     """[N, T] log-probs of who sampled. None offline."""
     proximal_logp: Tensor = ABSENT
@@ -280,16 +288,16 @@ class Batch:
     def __post_init__(self) -> None:
         rows, places = self.tokens.shape
         for name, value in self.tensors():
-            if value.shape[0] != rows or (value.ndim > 1 and value.shape[1] != places):
+            if value.shape[0] != rows or (value.ndim > 1 and name not in FLAT and value.shape[1] != places):
                 raise ValueError(f"Batch.{name} is {list(value.shape)} but tokens is {[rows, places]}.")
 
     def tensors(self) -> list[tuple[str, Tensor]]:
         """(name, tensor) of every field that has rows."""
-        found = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "memory")
+        found = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
         return [(name, value) for name, value in found if hasattr(value, "shape")]
 
     def __getitem__(self, rows: Any) -> Batch:
-        """The same batch with these rows only; step, steps and memory belong to the whole."""
+        """The same batch with these rows only; step, steps, memory and weighted belong to the whole."""
         return self.replace(**{name: value[rows] for name, value in self.tensors()})
 
     def __len__(self) -> int:
@@ -297,7 +305,8 @@ class Batch:
 
     def narrow(self, width: int) -> Batch:
         """The same rows, cut to the first `width` places; what is cut must be padding."""
-        return self.replace(**{name: value[:, :width] for name, value in self.tensors() if value.ndim > 1})
+        wide = {name: value for name, value in self.tensors() if value.ndim > 1 and name not in FLAT}
+        return self.replace(**{name: value[:, :width] for name, value in wide.items()})
 
     def replace(self, **fields: Any) -> Batch:
         return dataclasses.replace(self, **fields)
@@ -368,6 +377,8 @@ class Needs:
     data: frozenset[str] = frozenset()
     """What data must say, for methods that learn from nothing else: `pairs`, a chosen and a rejected answer; `labels`,
     whether an answer is desirable."""
+    parts: frozenset[str] = frozenset()
+    """Parts of the reward that the method knows by name."""
 
 
 class Method(Protocol):

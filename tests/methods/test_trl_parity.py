@@ -4,6 +4,8 @@ A two-layer Llama made from a config; TRL's `_compute_loss` gets our advantages 
 `use_bias_correction_kl` is off: the penalty is the paper's k3 (arXiv:2402.03300, eq. 4), not k3 times the ratio.
 """
 
+import math
+
 import pytest
 import torch
 from datasets import Dataset
@@ -13,11 +15,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.rloo_trainer import add_fused_lm_head
 
+from toy import parted
 from tropism.maths.advantage import group_relative
 from tropism.maths.surrogate import cispo
 from tropism.methods.cispo import CISPO
 from tropism.methods.dapo import DAPO
 from tropism.methods.dr_grpo import DrGRPO
+from tropism.methods.gdpo import GDPO
 from tropism.methods.grpo import GRPO
 from tropism.methods.gspo import GSPO
 from tropism.methods.rloo import RLOO
@@ -214,6 +218,20 @@ def test_advantages_of_rloo_are_those_of_trl(kl, tmp_path):
     found = RLOO(kl=kl).credit(batch).advantage
     assert expected["advantages"].abs().min() > 1e-3
     close(found, expected["advantages"].double()[:, None] * mask, atol=1e-6, rtol=0)
+
+
+def test_advantages_of_parts_normalised_before_their_sum_are_those_of_trl(tmp_path):
+    """Also where a part does not apply, None."""
+    parts = [[1.0, 0.0, 0.0, 1.0, 0.5, 0.5, 0.25, -2.0], [3.0, None, 0.0, 1.0, 0.0, 2.0, None, 0.5]]
+    told = [lambda completions, **_: parts[0], lambda completions, **_: parts[1]]
+    settings = {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": [1.0, 0.5]}
+    expected = trainer(tmp_path, reward=told, **settings)._generate_and_score_completions([{"prompt": "2 3"}] * ROWS)
+    number = torch.arange(ROWS)
+    values = [[math.nan if value is None else value for value in part] for part in parts]
+    batch = parted(list(map(list, zip(*values, strict=True))), [1.0, 0.5])
+    found = GDPO(scale="sample_std", eps=1e-4).credit(batch.replace(group=number // 4)).advantage.sum(1)
+    assert found.abs().min() > 0.1
+    close(found, expected["advantages"].double(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("group", "sample_std"), ("none", "none"), ("batch", "batch_std")])

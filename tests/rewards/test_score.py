@@ -68,6 +68,12 @@ def test_a_scorer_with_several_parts_gives_its_weight_to_those_that_have_none():
     assert score([rollout()], {name: scorer}, {name: 2.0, "calm": 0.0})[0].reward == 2.0
 
 
+def test_a_rollout_says_what_its_parts_weigh():
+    scorers = {"own": lambda rollouts: [{"x": 1.0, "y": 2.0} for _ in rollouts]}
+    (scored,) = score([rollout(turn(earned={"won": 1.0}))], scorers, {"own": 0.5, "y": 0.1, "won": 2.0})
+    assert scored.weights == {"x": 0.5, "y": 0.1, "won": 2.0} and scored.reward == pytest.approx(0.5 + 0.2 + 2.0)
+
+
 @pytest.mark.parametrize(
     "bad", [float("nan"), float("inf"), -float("inf"), "high", [1.0, float("nan")], np.float64("nan")]
 )

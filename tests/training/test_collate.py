@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -6,6 +9,7 @@ from tropism.training.collate import collate, rows_of
 from tropism.types import Failure, Stop
 
 P, A = 1, 2
+close = torch.testing.assert_close
 
 
 def test_the_worked_instance_of_the_batch():
@@ -119,3 +123,13 @@ def test_success_seat_step_and_memory_are_passed_on():
     assert batch.role.tolist() == [3] and batch.success.tolist() == [True]
     assert (batch.step, batch.steps, batch.memory) == (4, 9, memory)
     assert collate([rollout(turn([1], [2]))], codes={}).memory == {}
+
+
+def test_what_each_part_of_the_reward_gave_stands_in_the_order_of_its_weights_and_what_does_not_apply_is_no_number():
+    one = replace(rollout(turn([P], [A])), rewards={"b": 2.0, "seen": 9.0, "a": 3.0}, weights={"a": 1.0, "b": 0.5})
+    other = replace(rollout(turn([P], [A]), turn([9], [A])), rewards={"a": 4.0}, weights={"a": 1.0})
+    batch = collate([one, other], codes={}, parts=True)
+    assert batch.weighted == {"a": 1.0, "b": 0.5}
+    close(batch.parts, torch.tensor([[3.0, 2.0], [4.0, math.nan], [4.0, math.nan]]), equal_nan=True)
+    close(batch[[2, 0]].narrow(1).parts, batch.parts[[2, 0]], equal_nan=True)
+    assert collate([one], codes={}).parts is None and collate([], codes={}, parts=True).parts is None

@@ -6,12 +6,14 @@ import difflib
 
 from tropism.errors import ConfigError
 from tropism.methods.cispo import CISPO
+from tropism.methods.constrained import Constrained
 from tropism.methods.dapo import DAPO
 from tropism.methods.dpo import DPO
 from tropism.methods.dr_grpo import DrGRPO
 from tropism.methods.follow_up import FollowUp
 from tropism.methods.g_opd import GOPD
 from tropism.methods.gated import Gated
+from tropism.methods.gdpo import GDPO
 from tropism.methods.grpo import GRPO
 from tropism.methods.gspo import GSPO
 from tropism.methods.kto import KTO
@@ -38,6 +40,8 @@ from tropism.methods.srpo import SRPO
 METHODS: dict[str, type] = {
     "grpo": GRPO,
     "dr_grpo": DrGRPO,
+    "gdpo": GDPO,
+    "constrained": Constrained,
     "reinforce": REINFORCE,
     "rloo": RLOO,
     "dapo": DAPO,

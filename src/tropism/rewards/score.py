@@ -27,7 +27,7 @@ def score(
     *,
     parts: Iterable[str] | None = None,
 ) -> list[Rollout]:
-    """The same rollouts with `rewards`, `reward`, `success` and every turn's `reward`, or with a `failure`.
+    """The same rollouts with `rewards`, `weights`, `reward`, `success` and every turn's `reward`, or with a `failure`.
 
     Args:
         scorers: name -> scorer. They see the rollouts that have no failure yet.
@@ -140,6 +140,7 @@ def _merged(
         rollout,
         turns=tuple(replace(t, reward=float(r)) for t, r in zip(rollout.turns, per_turn, strict=True)),
         rewards=rewards,
+        weights={part: weights[part] for part in rewards if part in weights},
         reward=float(sum(per_turn)),
         success=success is not None and success[0] in rewards and rewards[success[0]] >= success[1],
     )

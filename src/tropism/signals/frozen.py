@@ -24,7 +24,7 @@ class Forward(Protocol):
 TAUGHT = frozenset({"teacher_logp", "counter_logp", "teacher_entropy", "has_teacher"})
 TAUGHT |= {"topk_ids", "proximal_topk_logp", "teacher_topk_logp"}
 """What a teacher measures."""
-MEASURED = TAUGHT | {"proximal_logp", "proximal_entropy", "reference_logp", "mismatch", "value", "last_value"}
+MEASURED = TAUGHT | {"parts", "proximal_logp", "proximal_entropy", "reference_logp", "mismatch", "value", "last_value"}
 """All that can be measured."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,7 @@ def collate(
     memory: Mapping[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
     apart: bool = False,
+    parts: bool = False,
 ) -> Batch:
     """One Batch of all that can be learned from.
 
@@ -71,6 +73,7 @@ def collate(
         rollouts: scored; their order gives the episode numbers.
         codes: domain -> integer, extended here; belongs to the run and to its checkpoints.
         apart: see `rows_of`.
+        parts: whether the method asks for what every part of the reward gave.
     """
     rows = rows_of(rollouts, apart=apart)
     of = [rollouts[row.episode] for row in rows]
@@ -100,6 +103,7 @@ def collate(
             return ABSENT
         return per_token(0, dtype, lambda _, turn: getattr(turn, name), *more)
 
+    weighted = {name: weight for rollout in of for name, weight in rollout.weights.items()} if parts else {}
     likeliest = rows[0].spans[0][2].topk_ids if rows else None
     k = len(likeliest[0]) if likeliest else 0
     return Batch(
@@ -118,6 +122,10 @@ def collate(
         step=step,
         steps=steps,
         memory=memory or {},
+        weighted=weighted,
+        parts=per_row((r.rewards.get(name, math.nan) for r in of for name in weighted), torch.float32).view(len(of), -1)
+        if weighted
+        else ABSENT,
         behavior_logp=sampled("logp"),
         proximal_entropy=sampled("entropy"),
         topk_ids=sampled("topk_ids", k, dtype=torch.long) if k else ABSENT,

@@ -97,7 +97,9 @@ def probe(job: Job) -> list[Rollout]:
 
 
 def collated(rollouts: Sequence[Rollout], job: Job) -> Batch:
-    return collate(rollouts, codes={}, device=job.policy.device, apart=apart(job.stage.method))
+    method = job.stage.method
+    wanted = "parts" in method.needs.measured
+    return collate(rollouts, codes={}, device=job.policy.device, apart=apart(method), parts=wanted)
 
 
 def gradient(job: Job, batch: Batch, tokens: int, temperature: float) -> Tensor:

@@ -20,13 +20,13 @@ from tropism.training import checkpoint
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
 from tropism.training.model import Policy
-from tropism.training.numbers import rollout_numbers
+from tropism.training.numbers import nats, rollout_numbers
 from tropism.training.optim import AdamW, scheduled
 from tropism.training.ranks import Ranks
 from tropism.training.rows import record_rows
 from tropism.training.teachers import heard, openings
 from tropism.training.update import update
-from tropism.types import LEFT_OUT, Batch, Failure, Needs, Rollout, SamplingParams, Source, seed_of
+from tropism.types import LEFT_OUT, Failure, Needs, Rollout, SamplingParams, Source, seed_of
 from tropism.watch import guard
 
 
@@ -104,6 +104,7 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         memory=state.memory,
         device=policy.device,
         apart=apart(method),
+        parts="parts" in method.needs.measured,
     )
     numbers = rollout_numbers(rollouts, job.per_reply)
     if job.stage.success is None:
@@ -151,12 +152,6 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
                 state.step, record_rows(rollouts, batch, credit.advantage, weights, apart=apart(method))
             )
     return numbers | metrics | credit.metrics | {"num_tokens": float(state.tokens)}, rollouts
-
-
-def nats(batch: Batch) -> float:
-    """log p - log q of what was said, mean over episodes: an estimate of how far the policy is from its reference."""
-    away = (batch.proximal_logp - batch.reference_logp)[batch.action_mask].sum()
-    return float(away) / max(1, len(batch.episode.unique()))
 
 
 def drawn(job: Job, state: State) -> list[Rollout]:

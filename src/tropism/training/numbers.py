@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from tropism.types import LEFT_OUT, Rollout, Stop
+from tropism.types import LEFT_OUT, Batch, Rollout, Stop
 
 
 def failed(rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -63,3 +63,9 @@ def eval_numbers(
             passed[r.group] = passed.get(r.group, False) or r.success
         found[f"pass@{samples}"] = fmean(passed.values())
     return found
+
+
+def nats(batch: Batch) -> float:
+    """log p - log q of what was said, mean over episodes: an estimate of how far the policy is from its reference."""
+    away = (batch.proximal_logp - batch.reference_logp)[batch.action_mask].sum()
+    return float(away) / max(1, len(batch.episode.unique()))

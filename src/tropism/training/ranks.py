@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tropism.types import Batch
+from tropism.types import FLAT, Batch
 
 
 class Ranks:
@@ -35,7 +35,8 @@ class Ranks:
         whole: dict[str, Any] = {name: None for name, value in batch.tensors() if value.ndim == 3}
         for name in mine:
             fill = -1 if name == "turn" else 0
-            parts = [padded(part[name], width, fill) if part[name].ndim == 2 else part[name] for part in everyone]
+            wide = mine[name].ndim == 2 and name not in FLAT
+            parts = [padded(part[name], width, fill) if wide else part[name] for part in everyone]
             whole[name] = torch.cat(parts).to(device)
         rank = torch.cat([torch.full_like(part["episode"], n) for n, part in enumerate(everyone)]).to(device)
         for name in ("episode", "group"):

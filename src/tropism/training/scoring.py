@@ -43,6 +43,11 @@ def scoring(
     weights = weights or own_weights(source, parts)
     if not weights:
         raise ConfigError(f"{env.name} has no reward of its own, so the recipe must name one: rewards: {{…: 1.0}}.")
+    if missing := sorted(stage.method.needs.parts - weights.keys()):
+        raise ConfigError(
+            f"{type(stage.method).__name__} is about {', '.join(missing)}, but the reward's parts are "
+            f"{', '.join(weights)}. Name it in rewards; with weight 0 if it is to be kept and not to be maximised."
+        )
     success = (stage.success.part, stage.success.at_least) if stage.success else None
     if ensemble is not None:
         scorers[reward_model.PART] = ensemble

@@ -1,0 +1,100 @@
+"""Constrained GRPO: one reward to maximise, others to keep above or below a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tropism.errors import ConfigError
+from tropism.maths.advantage import Scale, group_relative
+from tropism.maths.reduce import first_row, sequence_mean, spread
+from tropism.maths.surrogate import policy_loss
+from tropism.methods.checked import checked
+from tropism.types import Batch, Credit, Needs, Output, TokenLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constrained:
+    """GRPO with Lagrange multipliers. Dai et al. 2023 (Safe RLHF), arXiv:2310.12773, sec. 3.3.
+
+    Credit      GRPO's, of (reward + sum_k m_k part_k) / (1 + sum_k m_k), minus where part k has an upper limit; m_k is
+                0 at first, grows while the mean of part k breaks its limit and falls while it keeps it, by rate times
+                the distance
+    Loss        PPO's clipped surrogate; every episode counts the same
+    Needs       what each part gave
+    Reduces to  GRPO without limits, and while none has been broken
+
+    Give a part that is only to be kept the weight 0 in `rewards`.
+    """
+
+    at_least: Mapping[str, float] = field(default_factory=dict)
+    """Part of the reward -> what its mean must not fall below."""
+    at_most: Mapping[str, float] = field(default_factory=dict)
+    """Part -> what its mean must not exceed."""
+    rate: float = 0.5
+    """How fast a multiplier grows, per step and unit of the part."""
+    clip_low: float = 0.2
+    """The ratio to the policy that made the batch may fall to 1 - clip_low before a token stops learning."""
+    clip_high: float = 0.2
+    """It may rise to 1 + clip_high."""
+    scale: Scale = "std"
+    """What centred rewards are divided by: none, std, sample_std, batch_std or mean."""
+    eps: float = 1e-6
+    """Added to a standard deviation."""
+    truncate: float = 2.0
+    """Largest weight that corrects for a sampler whose log-probabilities are not the trainer's."""
+
+    def __post_init__(self) -> None:
+        checked(self)
+        if self.rate <= 0:
+            raise ConfigError(f"Constrained's rate is {self.rate}, but then no limit would ever count. Use 0.5, say.")
+        if both := self.at_least.keys() & self.at_most.keys():
+            raise ConfigError(f"Constrained bounds {', '.join(sorted(both))} on both sides. Keep one of the two.")
+
+    @property
+    def needs(self) -> Needs:
+        parts = frozenset({*self.at_least, *self.at_most})
+        return Needs(measured=frozenset({"proximal_logp", "parts"}), sampling=frozenset({"siblings"}), parts=parts)
+
+    def limits(self, batch: Batch) -> Iterator[tuple[str, int, float, Tensor]]:
+        """(part, 1 if it must not fall below its limit and -1 if not rise above it, the limit, [N] what it gave)."""
+        names = list(batch.weighted)
+        for sign, bounds in ((1, self.at_least), (-1, self.at_most)):
+            for name, limit in bounds.items():
+                if name in names:  # a batch in which nothing could be scored has none
+                    yield name, sign, limit, batch.parts[:, names.index(name)]
+
+    def credit(self, batch: Batch) -> Credit:
+        total, heavy, told = batch.reward, 1.0, {}
+        for name, sign, _, part in self.limits(batch):
+            told[f"multiplier/{name}"] = multiplier = float(batch.memory.get(name, 0.0))
+            total, heavy = total + sign * multiplier * part.nan_to_num(0.0), heavy + multiplier
+        advantage = group_relative(total / heavy, batch.group, batch.episode, scale=self.scale, eps=self.eps)
+        return Credit(spread(advantage, batch.action_mask), metrics=told)
+
+    def remember(self, batch: Batch) -> Mapping[str, Tensor]:
+        memory, once = dict(batch.memory), first_row(batch.episode)
+        for name, sign, limit, part in self.limits(batch):
+            given = part[once & part.isfinite()]
+            broken = sign * (limit - given.mean()) if len(given) else given.sum()
+            memory[name] = (memory.get(name, torch.zeros_like(broken)) + self.rate * broken).clamp(min=0)
+        return memory
+
+    def weights(self, batch: Batch) -> Tensor:
+        return sequence_mean(batch.action_mask, batch.episode)
+
+    def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
+        return TokenLoss(
+            *policy_loss(
+                out.logp,
+                batch.proximal_logp,
+                batch.behavior_logp,
+                credit.advantage,
+                low=self.clip_low,
+                high=self.clip_high,
+                limit=self.truncate,
+            )
+        )
