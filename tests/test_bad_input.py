@@ -96,6 +96,8 @@ def test_an_unknown_key_is_answered_with_the_nearest_one(tropism, setting, neare
         ("rewards.win=.inf", "the weight of the reward win is inf"),
         ("rewards.win=-.inf", "must be finite"),
         ("method.eps=0", "GRPO's eps is 0"),
+        ("method={constrained: {at_most: {los: 0.1}}}", "Constrained is about los, but the reward's parts are return"),
+        ("eval={every: 5, kl: true, temperature: 0}", "eval.kl is a mean over replies that are sampled"),
         ("model.device=gpu", "model.device is 'gpu'"),
     ],
 )
@@ -111,6 +113,7 @@ def test_a_number_or_name_that_cannot_work_is_refused(tropism, setting, says):
         (("data.demos=tictactoe", "train.mini_batches=4"), "train.mini_batches 4"),
         (("data.demos=tictactoe", "data.split=test"), "data.split is 'test'"),
         (("data=rows.jsonl", "data={path: rows.jsonl, episodes: 5}"), "data.episodes is 5"),
+        (("data=rows.jsonl", "data={path: rows.jsonl, balance: true}"), "SFT does not learn from pairs"),
     ],
 )
 def test_a_setting_that_data_would_ignore_is_refused(tropism, words, says):

@@ -223,6 +223,10 @@ class Stage:
                 f"data: {{sampled: {{keep: {' or '.join(wanted) or 'best'}, …}}}}."
             )
         require(
+            self.data is None or not self.data.balance or "pairs" in wanted,
+            f"data.balance is about pairs, but {type(self.method).__name__} does not learn from pairs. Drop it.",
+        )
+        require(
             kept not in ("success", "labels") or self.success is not None,
             f"stage {self.name!r} samples rows and keeps {kept}, but does not say what a success is. Add success: "
             "{part: NAME, at_least: 1}.",

@@ -93,6 +93,9 @@ class Data:
     """demos: some replies follow from what a teacher may read."""
     sampled: Sampled | None = None
     """The stage's start model writes the replies, and the reward keeps some."""
+    balance: bool = False
+    """Pairs: those whose chosen answer is the longer one and those whose chosen answer is the shorter one are read
+    equally often, the rarer kind several times an epoch, so that length alone tells nothing."""
 
     def __post_init__(self) -> None:
         require(
@@ -128,6 +131,8 @@ class Eval:
     """0 is greedy."""
     greedy: bool = False
     """Report the likeliest reply too, as eval/greedy/…"""
+    kl: bool = False
+    """Report how far the policy is from the model the stage started as, eval/kl/episode in nats."""
     best: str = ""
     """The metric that chooses the best checkpoint, e.g. eval/success; the higher the better. Empty: eval/reward."""
     env: Named | None = None
@@ -140,6 +145,11 @@ class Eval:
         for name in ("tasks", "samples"):
             require(getattr(self, name) >= 1, f"eval.{name} is {getattr(self, name)}, but must be at least 1.")
         require(self.temperature >= 0, f"eval.temperature is {self.temperature}, but cannot be negative. 0 is greedy.")
+        require(
+            not self.kl or (self.temperature > 0 and self.data is None),
+            f"eval.kl is a mean over replies that are sampled, but temperature is {self.temperature}"
+            f"{' and eval.data is read' if self.data else ''}. Use temperature 1 and play, or leave it out.",
+        )
         require(
             not self.best or self.best.startswith("eval/"),
             f"eval.best is {self.best!r}, but the best checkpoint must be chosen by a held-out metric, never by the "

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from small import rollout, turn
+from tropism.rewards import find_scorer
 from tropism.rewards.length import soft_overlong
+from tropism.types import Stop
 
 
 @pytest.mark.parametrize(
@@ -13,3 +16,14 @@ from tropism.rewards.length import soft_overlong
 )
 def test_the_price_of_length_is_daposs(length, reward):
     assert soft_overlong(length) == reward
+
+
+def test_an_answer_without_its_end_pays_by_its_last_reply():
+    name, scorer, _ = find_scorer("unfinished")
+    done, cut = turn([1], [2]), turn([1, 2], [3], stop=Stop.truncated)
+    assert name == "unfinished"
+    assert scorer([rollout(done), rollout(done, cut), rollout(cut, done)]) == [
+        {"unfinished": 0.0},
+        {"unfinished": 1.0},
+        {"unfinished": 0.0},
+    ]

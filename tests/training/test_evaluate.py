@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from small import small
-from tropism.config import Eval, Sampling
+from tropism.config import Eval, Sampling, Train
 from tropism.envs import open_source
 from tropism.rewards.score import score
 from tropism.training.evaluate import Evaluation
@@ -84,3 +84,21 @@ def test_the_run_seed_decides_the_draws(tmp_path):
     one, two = (evaluation(policy, tmp_path, tasks=6, seed=seed)[0](0)[1] for seed in (0, 1))
     assert [r.turns[0].prompt for r in one] == [r.turns[0].prompt for r in two]
     assert [r.turns[0].action for r in one] != [r.turns[0].action for r in two]
+
+
+def test_the_distance_from_the_start_is_that_of_the_two_models(tmp_path):
+    """Mean of log p - log q over what the policy said, by transformers' own forward pass; 0 from itself."""
+    policy, start = small(seed=1), small(seed=0)
+    evaluate, _ = evaluation(policy, tmp_path, tasks=8, kl=True)
+    measuring = [model.measuring(1.0, Train()) for model in (policy, start)]
+    numbers, rollouts = replace(evaluate, forwards=tuple(measuring))(0)
+    total = 0.0
+    for rollout in rollouts:
+        (turn,) = rollout.turns
+        ids = torch.tensor([[*turn.context, *turn.action]])
+        with torch.no_grad():
+            own, other = (model.module(ids).logits.log_softmax(-1)[0, :-1] for model in (policy, start))
+        places = torch.arange(len(turn.context) - 1, ids.shape[1] - 1)
+        total += float((own - other)[places, ids[0, 1:][places]].sum())
+    assert numbers["eval/kl/episode"] == pytest.approx(total / len(rollouts), abs=1e-4) and abs(total) > 1e-2
+    assert replace(evaluate, forwards=(measuring[0], measuring[0]))(0)[0]["eval/kl/episode"] == 0

@@ -302,6 +302,18 @@ def test_a_pair_drawn_twice_in_a_batch_is_two_pairs(tmp_path):
     assert all(a.success and not b.success and a.group == b.group for a, b in zip(drawn[::2], drawn[1::2], strict=True))
 
 
+def test_in_balanced_pairs_the_longer_answer_is_the_chosen_one_as_often_as_not(tmp_path):
+    """Five pairs prefer the longer answer, two the shorter one, which are read again and again, and one neither."""
+    answers = [("aaa" + "a" * n, "b") for n in range(5)] + [("a", "bbb"), ("a", "bbbb"), ("a", "b")]
+    rows = preferred(tmp_path, [{"prompt": "q", "chosen": chosen, "rejected": other} for chosen, other in answers])
+    draw, state = Reading(rows, 11, seed=0, balance=True), State()
+    for _ in range(2):
+        said = [(a.turns[-1].reply, b.turns[-1].reply) for a, b in zip(*[iter(draw(state))] * 2, strict=True)]
+        assert sorted(said[0:]) == sorted([*answers[:5], *[answers[5]] * 3, *[answers[6]] * 2, answers[7]])
+    with pytest.raises(ConfigError, match="of 5 there are 5 and 0"):
+        Reading(rows[:5], 4, seed=0, balance=True)(State())
+
+
 def test_rows_that_cannot_be_used_are_left_out_and_listed_and_too_many_stop_the_run(tmp_path):
     row, said = {"prompt": "q", "chosen": "good", "rejected": "bad"}, []
     rows = preferred(tmp_path, [row, row | {"rejected": "good"}, row])

@@ -24,6 +24,7 @@ from tropism.types import Scorer
 SCORERS = {
     "exact_match": "tropism.rewards.answer:exact_match",
     "math_answer": "tropism.rewards.answer:math_answer",
+    "unfinished": "tropism.rewards.length:unfinished",
 }
 
 

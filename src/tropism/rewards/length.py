@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from tropism.types import Rollout, Stop
+
 
 def soft_overlong(length: int, *, longest: int = 20480, cache: int = 4096) -> float:
     """DAPO's soft overlong punishment. Yu et al. 2025, arXiv:2503.14476, eq. 13.
@@ -22,3 +26,11 @@ def soft_overlong(length: int, *, longest: int = 20480, cache: int = 4096) -> fl
         In [-1, 0].
     """
     return max(-1.0, min(0.0, (longest - cache - length) / cache))
+
+
+def unfinished(rollouts: Sequence[Rollout]) -> list[dict[str, float]]:
+    """1 where the last reply ran into the token limit, else 0: with a negative weight, a price on a missing end token.
+
+    Huang et al. 2024, arXiv:2403.17031, detail 4.2: a reward model has never seen an answer without its end.
+    """
+    return [{"unfinished": float(rollout.turns[-1].stop is Stop.truncated)} for rollout in rollouts]

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from tropism.config import Eval, Sampling
 from tropism.rollout.play import play
+from tropism.signals.frozen import Forward
+from tropism.training.collate import collate
 from tropism.training.model import Policy
-from tropism.training.numbers import eval_numbers
+from tropism.training.numbers import eval_numbers, nats
 from tropism.types import Rollout, SamplingParams, Source, seed_of
 
 
@@ -23,12 +25,18 @@ class Evaluation:
     score: Callable[[Sequence[Rollout]], list[Rollout]]
     seed: int
     per_reply: frozenset[str] = frozenset()
+    forwards: tuple[Forward, Forward] | None = None
+    """Of the policy and of its reference, to say how far apart they are."""
 
     def __call__(self, version: int) -> tuple[dict[str, float], list[Rollout]]:
         """(metrics named eval/…, the rollouts); with `greedy`, eval/greedy/… as well."""
         samples = self.settings.samples
         rollouts = self.play(self.settings.temperature, samples, version)
         numbers = eval_numbers(rollouts, samples, self.per_reply)
+        if self.forwards is not None:
+            batch = collate(rollouts, codes={}, device=self.policy.device)
+            own, other = (forward(batch).logp for forward in self.forwards)
+            numbers["kl/episode"] = nats(batch.replace(proximal_logp=own, reference_logp=other))
         if self.settings.greedy and self.settings.temperature > 0:
             greedy = eval_numbers(self.play(0.0, 1, version), 1, self.per_reply)
             numbers |= {f"greedy/{name}": value for name, value in greedy.items()}

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -31,13 +31,19 @@ class Reading:
     seed: int
     left_out: Sequence[str] = ()
     """Why some rows are not among them."""
+    balance: bool = False
+    """See `balanced`."""
+
+    @cached_property
+    def pool(self) -> Sequence[tuple[Rollout, ...]]:
+        return balanced(self.rows) if self.balance else self.rows
 
     def __call__(self, state: State) -> list[Rollout]:
-        count, start = len(self.rows), state.cursor
+        count, start = len(self.pool), state.cursor
         state.cursor += self.batch
         drawn: list[Rollout] = []
         for place in range(start, state.cursor):
-            row = self.rows[order(count, self.seed, place // count)[place % count]]
+            row = self.pool[order(count, self.seed, place // count)[place % count]]
             # a pair that ends an epoch and begins the next one is drawn twice in a batch: two groups all the same
             drawn += row if len(row) == 1 else [replace(one, group=place) for one in row]
         return drawn
@@ -48,6 +54,26 @@ def order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     """In which order an epoch reads its rows."""
     generator = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
     return tuple(torch.randperm(count, generator=generator).tolist())
+
+
+def balanced(rows: Sequence[tuple[Rollout, ...]]) -> list[tuple[Rollout, ...]]:
+    """Pairs again, as many whose chosen answer is the longer one as others; those equally long as often as before.
+
+    Raises:
+        ConfigError: there is none of one kind.
+    """
+    by: dict[int, list[tuple[Rollout, ...]]] = {1: [], 0: [], -1: []}
+    for row in rows:
+        chosen, rejected = (sum(len(turn.action) for turn in one.turns) for one in row)
+        by[(chosen > rejected) - (chosen < rejected)].append(row)
+    longer, shorter = by[1], by[-1]
+    if not (longer and shorter):
+        raise ConfigError(
+            f"data.balance wants pairs whose chosen answer is the longer one and others, but of {len(rows)} there are "
+            f"{len(longer)} and {len(shorter)}. Add some, or drop data.balance."
+        )
+    most = max(len(longer), len(shorter))
+    return [kind[k % len(kind)] for kind in (longer, shorter) for k in range(most)] + by[0]
 
 
 def sifted(

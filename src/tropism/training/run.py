@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from tropism.training.optim import AdamW
 from tropism.training.sampled import ROWS, sampled_rows, write_rows
 from tropism.training.scoring import per_reply, scoring
 from tropism.training.teachers import load_other, open_tutor
-from tropism.types import seed_of
+from tropism.types import Rollout, seed_of
 
 
 @dataclass(frozen=True)
@@ -156,15 +157,7 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
         policy.add_own_critic(open_scorer(recipe, stage.critic, policy, path.parent).module)
     elif needs.live & {"value", "last_value"}:
         policy.add_critic(bias="value" in needs.live)
-    reference = None
-    if "reference_logp" in needs.measured or stage.train.kl_budget is not None:
-        temperature = stage.sampling.temperature if stage.env else 1.0
-        base = getattr(stage.method, "reference", "")
-        if not base and model.lora is not None:
-            reference = policy.measuring(temperature, stage.train, start=True)
-        else:
-            other = load_other(base, model, policy) if base else load_policy(model, recipe.seed)
-            reference = other.measuring(temperature, stage.train)
+    reference = open_reference(recipe, stage, model, policy)
     panel = open_judge(stage.judge, model, policy)
     ensemble = open_reward_models(recipe, stage, policy, path.parent)
     draw = open_draw(recipe, stage, policy, panel, ensemble, path.parent, seed, watcher)
@@ -177,10 +170,21 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
         watcher=watcher,
         seed=seed,
         evaluation=open_evaluation(recipe, stage, policy, panel, ensemble, path.parent, reference, watcher.say),
-        reference=reference,
+        reference=reference and reference(stage.sampling.temperature if stage.env else 1.0),
         tutor=open_tutor(stage, model, policy, draw.source if isinstance(draw, Playing) else None),
         per_reply=per_reply(stage.env),
     )
+
+
+def open_reference(recipe: Recipe, stage: Stage, model: Model, policy: Policy) -> Callable[[float], Forward] | None:
+    """Temperature -> forward pass of the model that the stage starts as, or of the one that its method names."""
+    if not ({"reference_logp"} & stage.method.needs.measured or stage.train.kl_budget is not None or stage.eval.kl):
+        return None
+    base = getattr(stage.method, "reference", "")
+    if not base and model.lora is not None:
+        return partial(policy.measuring, train=stage.train, start=True)
+    other = load_other(base, model, policy) if base else load_policy(model, recipe.seed)
+    return partial(other.measuring, train=stage.train)
 
 
 def open_draw(
@@ -199,18 +203,21 @@ def open_draw(
         score = scoring(stage, env, source, panel, ensemble)
         checkpoint.seed_generators(seed)  # rewards may draw, and a resume must keep the same rows
         own = sampled_rows(stage.data.sampled, stage.sampling, source, policy, score, seed, watcher.say)
-        rows, left_out = sifted([usable(row, policy.context) for row in own], stage.train.failure_limit, watcher.say)
-        return Reading(rows, stage.train.batch, seed, left_out)
+        return reading(stage, [usable(row, policy.context) for row in own], seed, watcher)
     if stage.data is not None:
         asked = stage.method.needs.data
         data = located(stage.data, recipe, folder)
-        read = load_rows(data, policy.words, recipe.seed, policy.context, asked)
-        rows, left_out = sifted(read, stage.train.failure_limit, watcher.say)
-        return Reading(rows, stage.train.batch, seed, left_out)
+        return reading(stage, load_rows(data, policy.words, recipe.seed, policy.context, asked), seed, watcher)
     assert stage.env is not None
     source = open_source(stage.env.name, stage.env.options, split="train", seed=recipe.seed)
     score = scoring(stage, stage.env, source, panel, ensemble)
     return Playing(stage=stage, source=source, policy=policy, score=score, seed=seed, say=watcher.say)
+
+
+def reading(stage: Stage, rows: Sequence[tuple[Rollout, ...]], seed: int, watcher: Watcher) -> Reading:
+    """Of what can be used."""
+    kept, left_out = sifted(rows, stage.train.failure_limit, watcher.say)
+    return Reading(kept, stage.train.batch, seed, left_out, balance=stage.data is not None and stage.data.balance)
 
 
 def open_evaluation(
@@ -220,7 +227,7 @@ def open_evaluation(
     panel: Panel | None,
     ensemble: Ensemble | None,
     folder: Path,
-    reference: Forward | None,
+    reference: Callable[[float], Forward] | None,
     say: Callable[[str], None],
 ) -> Evaluation | HeldOut | None:
     """Held-out rows of `eval.data`, or held-out play: on `eval.env`, else on the stage's environment, else on what its
@@ -232,14 +239,15 @@ def open_evaluation(
             located(stage.eval.data, recipe, folder), policy.words, recipe.seed, policy.context, stage.method.needs.data
         )
         held, _ = sifted(rows[: stage.eval.tasks], 1.0, lambda line: say(f"held out: {line}"))
-        return HeldOut(rows=held, method=stage.method, policy=policy, train=stage.train, reference=reference)
+        frozen = reference and reference(1.0)
+        return HeldOut(rows=held, method=stage.method, policy=policy, train=stage.train, reference=frozen)
     env = evaluated(stage)
     if env is None:
         raise ConfigError(
             f"stage {stage.name!r} asks for an evaluation every {stage.eval.every} steps, but has nothing to evaluate "
             "on. Name an environment to play, eval.env, or rows to read, eval.data: {path: …}."
         )
-    source = open_source(env.name, env.options, split="test", seed=recipe.seed)
+    source, at = open_source(env.name, env.options, split="test", seed=recipe.seed), stage.eval.temperature
     return Evaluation(
         settings=stage.eval,
         sampling=stage.sampling,
@@ -248,6 +256,7 @@ def open_evaluation(
         score=scoring(stage, env, source, panel, ensemble),
         seed=recipe.seed,
         per_reply=per_reply(env),
+        forwards=(policy.measuring(at, stage.train), reference(at)) if stage.eval.kl and reference else None,
     )
 
 
