@@ -49,6 +49,8 @@ def test_the_credit_is_that_of_the_weighed_reward():
         weighed = batch.replace(reward=(batch.parts[:, 0] + sign * 3 * batch.parts[:, 1]) / 4)
         close(found.advantage, GRPO(scale="none").credit(weighed).advantage)
         assert found.metrics == {"multiplier/part 1": 3.0}
+        close(method.credit(batch).advantage, GRPO(scale="none").credit(batch).advantage)
+        assert method.credit(batch).metrics == {"multiplier/part 1": 0.0}
 
 
 def test_a_part_that_does_not_apply_to_an_episode_is_no_zero():
@@ -56,7 +58,8 @@ def test_a_part_that_does_not_apply_to_an_episode_is_no_zero():
     method = Constrained(at_least={"part 1": 0.6}, scale="none")
     found = method.remember(batch)
     assert float(found["part 1"]) == pytest.approx(0.05)
-    assert method.credit(batch.replace(memory={"part 1": torch.tensor(2.0)})).advantage.isfinite().all()
+    credit = method.credit(batch.replace(memory={"part 1": torch.tensor(2.0)})).advantage.sum(1)
+    close(credit, torch.tensor([0.0, 0.0], dtype=F64))  # rewards 0 + 2 / 2 and 1 + nothing
     nowhere = batch.replace(parts=batch.parts * float("nan"), memory=found)
     close(method.remember(nowhere)["part 1"], found["part 1"])
 

@@ -21,6 +21,14 @@ def test_with_one_part_it_is_grpo_times_one_number():
     close(ours, theirs * (ours / theirs)[0], atol=1e-5, rtol=1e-5)
 
 
+def test_its_loss_is_grpos():
+    weights, batch = toy_batch()
+    batch = batch.replace(weighted={"all": 1.0}, parts=batch.reward[:, None])
+    ours, theirs = gradient(GDPO(), weights, batch), gradient(GRPO(), weights, batch)
+    close(ours, theirs * (ours.norm() / theirs.norm()))
+    assert vars(GDPO()) == {name: vars(GRPO())[name] for name in vars(GDPO())}
+
+
 def test_by_hand():
     """Both parts -1 and 1 among four siblings: sums -2, 0, 0, 2 over their deviation, the root of 8 / 3."""
     found = advantages(GDPO(eps=1e-9), parted([[0, 0], [0, 1], [1, 0], [1, 1]], [1.0, 1.0]))

@@ -49,9 +49,9 @@ class GDPO:
 
     def credit(self, batch: Batch) -> Credit:
         total = torch.zeros_like(batch.reward)
-        for part, weight in zip(batch.parts.unbind(1), batch.weighted.values(), strict=True):
-            there = part.isfinite()
-            told = part[there], batch.group[there], batch.episode[there]
+        for k, weight in enumerate(batch.weighted.values()):
+            there = batch.parts[:, k].isfinite()
+            told = batch.parts[there, k], batch.group[there], batch.episode[there]
             total[there] += weight * group_relative(*told, scale=self.scale, eps=self.eps)
         everyone = torch.zeros_like(batch.group), batch.episode
         return Credit(spread(group_relative(total, *everyone, scale="batch_std", eps=self.eps), batch.action_mask))
