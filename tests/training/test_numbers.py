@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from small import rollout, turn
@@ -81,10 +83,13 @@ def test_pass_at_n_counts_tasks_with_any_success_and_a_failure_is_none():
 def test_held_out_parts_stand_under_their_own_names():
     found = eval_numbers([scored(1.0, 0, {"win": 1.0, "illegal": 0.5})], 1)
     assert found["win"] == 1.0 and found["illegal"] == 0.5 and found["reward"] == 1.0
-    assert set(found) == {"reward", "success", "failures", "completions/mean_length", "completions/clipped_ratio"} | {
-        "win",
-        "illegal",
-    }
+    usual = {"reward", "success", "failures", "completions/mean_length", "completions/clipped_ratio"}
+    assert set(found) == usual | {"completions/distinct", "win", "illegal"}
+
+
+def test_replies_that_are_said_again_are_not_distinct():
+    made = [rollout(replace(turn([1], [2]), reply=said), group=n) for n, said in enumerate(["a", "b", "a", "a"])]
+    assert eval_numbers([*made, scored(0.0, 9, failure=BROKEN)], 1)["completions/distinct"] == 0.5
 
 
 def test_a_part_never_takes_the_name_of_a_number_that_every_evaluation_has():

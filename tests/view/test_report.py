@@ -64,6 +64,31 @@ def test_the_page_shows_the_record(recorded: list[Run], decode: Decode, tmp_path
     assert (tmp_path / "report.html").stat().st_mode & 0o777 == 0o644
 
 
+def test_a_matrix_says_what_each_stage_did_to_what_others_measure_too(tmp_path: Path) -> None:
+    """Before its first step and after its last; not what a single stage measures, nor what was measured once."""
+    evals = {
+        "sft": [{"eval/gold": 0.25, "eval/own": 1.0}, {"eval/gold": 0.5, "eval/own": 2.0}],
+        "rm": [{"eval/loss": 0.7}, {"eval/loss": 0.6}],
+        "ppo": [
+            {"eval/gold": 0.5, "eval/kl": 0.0},
+            {"loss": 3.0},
+            {"eval/gold": 0.625},
+            {"eval/gold": 0.75, "eval/kl": 9.0},
+        ],
+        "once": [{"eval/gold": 0.1}],
+    }
+    runs = []
+    for stage, lines in evals.items():
+        run = Run.create(tmp_path / stage, {"name": "x", "stages": []}, {})
+        for step, line in enumerate(lines):
+            run.log(step, line)
+        runs.append(run)
+    html = write_report(runs, tmp_path / "report.html").read_text("utf-8")
+    table = Page(html[html.index("<section><h2>What each") : html.index('<section id="sft"')]).text
+    assert table == "What each stage did to the others' lessonsstagegoldsft0.25 → 0.5ppo0.5 → 0.75"
+    assert "What each" not in write_report(runs[:2], tmp_path / "two.html").read_text("utf-8")
+
+
 def test_the_page_reaches_for_nothing_outside_itself(recorded: list[Run], decode: Decode, tmp_path: Path) -> None:
     found = page(recorded, tmp_path / "report.html", decode)
     assert not {"script", "link", "img", "iframe", "object", "embed"} & {tag for tag, _ in found.tags}

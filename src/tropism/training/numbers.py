@@ -51,12 +51,16 @@ def spread(values: Sequence[float]) -> float:
 def eval_numbers(
     rollouts: Sequence[Rollout], samples: int, per_reply: frozenset[str] = frozenset()
 ) -> dict[str, float]:
-    """Held-out numbers: every part, then reward, success and with several samples per task pass@n, whose names win."""
+    """Held-out numbers: every part, then reward, success, distinct replies over all, and with several samples per task
+    pass@n, whose names win."""
     numbers = rollout_numbers(rollouts, per_reply)
     means = {name: value for name, value in numbers.items() if name.startswith("rewards/") and name.endswith("/mean")}
     parts = {name[len("rewards/") : -len("/mean")]: value for name, value in means.items()}
     kept = ("reward", "success", "failures", "completions/mean_length", "completions/clipped_ratio")
     found = parts | {name: numbers[name] for name in kept if name in numbers}
+    said = [turn.reply for r in rollouts if r.failure is None for turn in r.turns]
+    if said:
+        found["completions/distinct"] = len(set(said)) / len(said)
     if samples > 1:
         passed: dict[int, bool] = {}
         for r in rollouts:

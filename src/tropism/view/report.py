@@ -46,6 +46,7 @@ def write_report(runs: Sequence[Run], path: Path, decode: Decode | None = None) 
     body = [
         f"<header><h1>{say(name)}</h1><nav>{links} <a href='#settings'>settings</a></nav></header>",
         *(before_after(run.notes().get("table")) for run in runs),
+        matrix(runs),
         *stages,
         settings(runs),
         f"<footer>Made by tropism from the record in {say(', '.join(str(run.path) for run in runs))}.</footer>",
@@ -106,10 +107,32 @@ def picture(title: str, names: Sequence[str], lines: Lines) -> str:
 
 def before_after(table: Mapping[str, Any] | None) -> str:
     """The note `table`: {"columns": […], "rows": [[…], …]}."""
-    if not table:
-        return ""
-    rows = [cells("th", table["columns"]), *(cells("td", row) for row in table["rows"])]
-    return f'<section><h2>Before and after</h2><div class="scroll"><table>{"".join(rows)}</table></div></section>'
+    return titled_table("Before and after", table["columns"], table["rows"]) if table else ""
+
+
+def matrix(runs: Sequence[Run]) -> str:
+    """What each stage did to what others had taught: held-out numbers that several stages measured, before its first
+    step and after its last."""
+    found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+    for run in runs:
+        lines = [line for line in run.metrics() if any(name.startswith("eval/") for name in line)]
+        if len(lines) > 1:
+            found[run.path.name] = lines[0], lines[-1]
+    each = [{name for name in after if name.startswith("eval/") and name in before} for before, after in found.values()]
+    every = dict.fromkeys(name for _, after in found.values() for name in after)
+    names = [name for name in every if sum(name in some for some in each) > 1]
+    rows = [
+        [stage, *(f"{cell(a[name])} → {cell(b[name])}" if name in a and name in b else None for name in names)]
+        for stage, (a, b) in found.items()
+        if any(name in a and name in b for name in names)
+    ]
+    columns = ["stage", *(name.removeprefix("eval/") for name in names)]
+    return titled_table("What each stage did to the others' lessons", columns, rows) if names else ""
+
+
+def titled_table(title: str, columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [cells("th", columns), *(cells("td", row) for row in rows)]
+    return f'<section><h2>{title}</h2><div class="scroll"><table>{"".join(lines)}</table></div></section>'
 
 
 def cells(tag: str, values: Sequence[Any]) -> str:
