@@ -200,6 +200,11 @@ class Stage:
         """Where replies are scored: what is played, or what rows are sampled from."""
         return self.data.sampled.env if self.data and self.data.sampled else self.env
 
+    @property
+    def played(self) -> Named | None:
+        """The same, else where replies are scored at evaluations."""
+        return self.scored or self.eval.env
+
     def __post_init__(self) -> None:
         require(
             (self.env is None) != (self.data is None),
@@ -255,9 +260,9 @@ class Stage:
             f"stage {self.name!r} plays, but eval.data has rows to read. Use eval.env, or leave it out.",
         )
         require(
-            self.reward_models is None or self.scored is not None,
+            self.reward_models is None or self.played is not None,
             f"stage {self.name!r} has reward_models, but reads data, where nothing is scored. To train one, use "
-            "method: reward_model.",
+            "method: reward_model; to watch the policy's replies, set eval.env.",
         )
         for name, weight in self.rewards.items():
             require(math.isfinite(weight), f"the weight of the reward {name} is {weight}, but must be finite.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal
 
 from tropism.errors import ConfigError
@@ -51,7 +52,9 @@ class Sampled:
     env: Named
     """Where the tasks come from; the stage's rewards score the replies."""
     tasks: int = 256
-    """How many, from the first on."""
+    """How many."""
+    first: int = 0
+    """The first of them, so that two stages may sample from tasks that they do not share."""
     samples: int = 8
     """Replies to each, at sampling.temperature."""
     keep: Literal["best", "success", "random", "pairs", "labels"] = "best"
@@ -67,6 +70,7 @@ class Sampled:
     def __post_init__(self) -> None:
         for name in ("tasks", "samples", "top"):
             require(getattr(self, name) >= 1, f"sampled.{name} is {getattr(self, name)}, but must be at least 1.")
+        require(self.first >= 0, f"sampled.first is {self.first}, but tasks are counted from 0.")
         require(self.noise >= 0, f"sampled.noise is {self.noise}, but cannot be negative. 0 is a judge without doubt.")
         require(
             self.keep != "pairs" or self.samples >= 2,
@@ -215,7 +219,11 @@ class Judge:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """Reward models that score the policy's replies, as a part `reward_model` of the reward."""
+    """Reward models that score the policy's replies, as a part `reward_model` of the reward.
+
+    Of several, each is also a part by itself, `reward_model/NAME`, which counts nothing unless `rewards` names it: one
+    may be maximised and another watch.
+    """
 
     who: str | tuple[str, ...]
     """Directories, runs or stages that trained one, or the name of an earlier stage of this recipe; several are an
@@ -229,8 +237,17 @@ class Learned:
 
     def __post_init__(self) -> None:
         require(bool(self.models), "reward_models.who is empty. Name a run that trained a reward model, or several.")
+        require(
+            len(set(self.names)) == len(self.names),
+            f"reward_models.who has {', '.join(self.models)}, which end in the same name and could not be told apart.",
+        )
         require(self.penalty >= 0, f"reward_models.penalty is {self.penalty}, which would pay for disagreement.")
 
     @property
     def models(self) -> tuple[str, ...]:
         return (self.who,) if isinstance(self.who, str) and self.who else tuple(self.who)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The last word of each path."""
+        return tuple(PurePath(who).name for who in self.models)

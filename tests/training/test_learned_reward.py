@@ -44,6 +44,34 @@ def test_the_policy_is_paid_by_the_models_of_earlier_stages_and_their_spread_is_
     assert any("eval/reward" in line for line in Run(run / "rl").metrics())
 
 
+def test_one_model_may_be_maximised_while_another_watches(tmp_path):
+    made = recipe(tmp_path, {"who": ["rm", "rm2"]}, rewards={"reward_model/rm": 2.0})
+    made["stages"][-1]["eval"]["best"] = "eval/reward_model/rm2"
+    lines = Run(tropism.train(made, quiet=True).path / "rl").metrics()
+    for line in lines:
+        if "loss" in line:
+            own = {name: line[f"rewards/reward_model{name}/mean"] for name in ("", "/rm", "/rm2")}
+            assert line["reward"] == pytest.approx(2 * own["/rm"]) and own["/rm"] != own["/rm2"]
+            assert own[""] == pytest.approx((own["/rm"] + own["/rm2"]) / 2)
+    assert Run(tmp_path / "run" / "rl").notes()["best"]["metric"] == "eval/reward_model/rm2"
+
+
+def test_a_stage_that_reads_data_is_watched_at_its_evaluations(tmp_path):
+    made = recipe(tmp_path)
+    offline = made["stages"][0] | {"name": "again", "start": "demos", "reward_models": "rm"}
+    offline["eval"] = {"every": 2, "tasks": 3, "env": f"{world.HERE}:World", "best": "eval/reward_model", "kl": True}
+    made["stages"][-1] = offline
+    lines = Run(tropism.train(made, quiet=True).path / "again").metrics()
+    found = [line for line in lines if "eval/reward_model" in line]
+    assert len(found) == 2 and found[0]["eval/kl/episode"] == 0 < abs(found[1]["eval/kl/episode"])
+    assert "eval/low" in found[0]
+
+
+def test_two_models_of_one_name_cannot_be_told_apart(tmp_path):
+    with pytest.raises(ConfigError, match="end in the same name"):
+        tropism.train(recipe(tmp_path, {"who": ["a/rm", "b/rm"]}), quiet=True)
+
+
 def test_the_start_models_replies_have_mean_zero_and_deviation_one(tmp_path):
     run = tropism.train(recipe(tmp_path, sampling={"groups": 40, "group_size": 2, "max_tokens": 4}), quiet=True).path
     first = Run(run / "rl").metrics()[1]

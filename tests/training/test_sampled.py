@@ -96,6 +96,15 @@ def recipe(folder, method="sft", **sampled):
     return made
 
 
+def test_two_stages_may_sample_from_tasks_that_they_do_not_share(tmp_path):
+    runs = [tropism.train(recipe(tmp_path / str(k), first=k), quiet=True).path for k in (0, 12)]
+    asked = []
+    for run in runs:
+        rows = [json.loads(line)["prompt"] for line in (run / "own" / "rows.jsonl").open()]
+        asked.append(list(dict.fromkeys(str(prompt) for prompt in rows)))
+    assert set(asked[0][12:]) & set(asked[1][:12]) and not set(asked[0][:12]) & set(asked[1])
+
+
 class Letters:
     """Say three letters, the earlier in the alphabet the better."""
 

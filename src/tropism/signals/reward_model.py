@@ -13,6 +13,12 @@ from tropism.types import Failure, Rollout, Scored
 PART, SPREAD = "reward_model", "reward_model/spread"
 """The reward, and the standard deviation of the members: what a user can see of a reply that fools one of them."""
 
+
+def part_of(name: str) -> str:
+    """What one of several says by itself."""
+    return f"{PART}/{name}"
+
+
 Member = Callable[[Sequence[Sequence[int]]], Sequence[float]]
 """Token ids of prompts with their replies -> a score each."""
 
@@ -33,6 +39,13 @@ class Ensemble:
     penalty: float = 0.5
     scales: Sequence[tuple[float, float]] = ()
     """Of each member, the mean and the standard deviation that become 0 and 1; empty: scores as they are."""
+    names: Sequence[str] = ()
+    """Of each member; with several, what each says is a part too."""
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """The parts that count nothing unless a recipe names them: the reward must not count twice."""
+        return (SPREAD, *map(part_of, self.names)) if len(self.members) > 1 else ()
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Scored | Failure]:
         said = [self.scaled(n, scores) for n, scores in enumerate(self.scores(rollouts))]
@@ -52,7 +65,7 @@ class Ensemble:
             return Failure(PART, f"the reward models say {', '.join(map(str, scores))}, and not all of that is finite")
         mean, variance = statistics.fmean(scores), statistics.pvariance(scores)
         combined = {"mean": mean, "min": min(scores), "penalised": mean - self.penalty * variance}[self.combine]
-        return {PART: combined} | ({SPREAD: math.sqrt(variance)} if len(scores) > 1 else {})
+        return {PART: combined} | dict(zip(self.recorded, (math.sqrt(variance), *scores), strict=False))
 
 
 def scales_of(scores: Sequence[Sequence[float]]) -> list[tuple[float, float]]:

@@ -111,11 +111,11 @@ def open_reward_models(recipe: Recipe, stage: Stage, policy: Policy, folder: Pat
     if learned is None:
         return None
     members = [open_scorer(recipe, who, policy, folder) for who in learned.models]
-    ensemble = Ensemble(members, learned.combine, learned.penalty)
+    ensemble = Ensemble(members, learned.combine, learned.penalty, names=learned.names)
     if not learned.standardise:
         return ensemble
-    assert stage.scored is not None
-    source = open_source(stage.scored.name, stage.scored.options, split="train", seed=recipe.seed)
+    assert stage.played is not None
+    source = open_source(stage.played.name, stage.played.options, split="train", seed=recipe.seed)
     seed = seed_of(recipe.seed, stage.name)
     playing = Playing(stage=stage, source=source, policy=policy, score=list, seed=seed, say=lambda _: None)
     groups = -(-REPLIES // stage.sampling.group_size)

@@ -42,11 +42,11 @@ def sampled_rows(
     """
     groups: list[list[Rollout]] = []
     per_call = max(1, AT_ONCE // sampled.samples)
-    for start in range(0, sampled.tasks, per_call):
-        numbers = range(start, min(start + per_call, sampled.tasks))
+    tasks_of = range(sampled.first, sampled.first + sampled.tasks)
+    for numbers in (tasks_of[k : k + per_call] for k in range(0, sampled.tasks, per_call)):
         tasks = [(source.task(n), n, sibling) for n in numbers for sibling in range(sampled.samples)]
         params = SamplingParams(
-            temperature=sampling.temperature, max_tokens=sampling.max_tokens, seed=seed_of(seed, "sampled", start)
+            temperature=sampling.temperature, max_tokens=sampling.max_tokens, seed=seed_of(seed, "sampled", numbers[0])
         )
         found = score(play(tasks, source, policy.sampler, policy.words, params, max_turns=sampling.max_turns))
         by_task: dict[int, list[Rollout]] = {n: [] for n in numbers}

@@ -51,8 +51,7 @@ def scoring(
     success = (stage.success.part, stage.success.at_least) if stage.success else None
     if ensemble is not None:
         scorers[reward_model.PART] = ensemble
-        if len(ensemble.members) > 1:  # else the spread would count as the reward does
-            weights.setdefault(reward_model.SPREAD, 0.0)
+        weights = dict.fromkeys(ensemble.recorded, 0.0) | weights
     if panel is None:
         return partial(score, scorers=scorers, weights=weights, success=success, parts=parts)
 
@@ -65,8 +64,10 @@ def scoring(
 
 def offered(stage: Stage) -> tuple[str, ...]:
     """The names of the parts that the stage's judge and its reward models give."""
-    learned = (reward_model.PART, reward_model.SPREAD) if stage.reward_models else ()
-    return (*((PART,) if stage.judge else ()), *learned)
+    judged = (PART,) if stage.judge else ()
+    if stage.reward_models is None:
+        return judged
+    return (*judged, reward_model.PART, reward_model.SPREAD, *map(reward_model.part_of, stage.reward_models.names))
 
 
 def parts_of(source: Source) -> tuple[str, ...]:
