@@ -221,11 +221,13 @@ class Stage:
         wanted = self.method.needs.data
         kept = self.data.sampled.keep if self.data is not None and self.data.sampled is not None else ""
         held = {kept} & {"pairs", "labels"}
+        if "steps" in wanted and held == {"labels"}:  # a whole answer is a single step
+            held = wanted
         if (wanted and (self.data is None or not (self.data.path or wanted <= held))) or (held and not wanted >= held):
             raise ConfigError(
                 f"{type(self.method).__name__} learns from {' and '.join(wanted) or 'single answers'}, which only data "
                 f"can hold, but stage {self.name!r} has {' and '.join(held) or 'none'}. Use data: {{path: …}}, or "
-                f"data: {{sampled: {{keep: {' or '.join(wanted) or 'best'}, …}}}}."
+                f"data: {{sampled: {{keep: {' or '.join(wanted).replace('steps', 'labels') or 'best'}, …}}}}."
             )
         require(
             self.data is None or not self.data.balance or "pairs" in wanted,

@@ -232,6 +232,9 @@ class Learned:
     """How several become one; penalised: the mean less `penalty` times their variance."""
     penalty: float = 0.5
     """What a disagreement costs."""
+    steps: Literal["", "min", "mean", "product", "last"] = ""
+    """Of models that process_reward trained: score every line of a reply by its probability, and make one number of
+    these. Empty: the reply as a whole."""
     standardise: bool = True
     """Shift and scale each so that the replies of the stage's start model have mean 0 and standard deviation 1."""
 

@@ -376,7 +376,7 @@ class Needs:
     differ. Without any of these a method can learn from data."""
     data: frozenset[str] = frozenset()
     """What data must say, for methods that learn from nothing else: `pairs`, a chosen and a rejected answer; `labels`,
-    whether an answer is desirable."""
+    whether an answer is desirable; `steps`, which of its steps are right."""
     parts: frozenset[str] = frozenset()
     """Parts of the reward that the method knows by name."""
 

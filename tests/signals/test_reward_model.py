@@ -6,7 +6,7 @@ import random
 import pytest
 
 from small import rollout, turn
-from tropism.signals.reward_model import PART, SPREAD, Ensemble, scales_of
+from tropism.signals.reward_model import PART, SPREAD, Ensemble, by_steps, scales_of, whole
 from tropism.types import Failure
 
 ROLLOUTS = [rollout(turn([1, 2], [3])), rollout(turn([1], [2]), turn([1, 2, 5], [6, 7]))]
@@ -14,7 +14,7 @@ ROLLOUTS = [rollout(turn([1, 2], [3])), rollout(turn([1], [2]), turn([1, 2, 5], 
 
 def said(*scores, **settings):
     """What an ensemble says of one rollout to which its members give these scores."""
-    members = [lambda answers, score=score: [score] * len(answers) for score in scores]
+    members = [lambda turns, score=score: [score] * len(turns) for score in scores]
     return Ensemble(members, **settings)(ROLLOUTS[:1])[0]
 
 
@@ -40,8 +40,28 @@ def test_one_model_is_itself_and_has_no_spread():
 
 def test_the_last_reply_is_scored_after_all_that_was_said_before():
     heard = []
-    Ensemble([lambda answers: heard.extend(answers) or [0.0] * len(answers)])(ROLLOUTS)
-    assert heard == [[1, 2, 3], [1, 2, 5, 6, 7]]
+
+    def scores(answers, places):
+        heard.extend(zip(answers, places, strict=True))
+        return [[float(len(answer))] for answer in answers]
+
+    assert [found[PART] for found in Ensemble([whole(scores)])(ROLLOUTS)] == [3.0, 5.0]
+    assert heard == [([1, 2, 3], [2]), ([1, 2, 5, 6, 7], [4])]
+
+
+@pytest.mark.parametrize(("pool", "value"), [("min", 0.25), ("mean", 0.5), ("product", 0.09375), ("last", 0.5)])
+def test_steps_are_probabilities_of_which_one_number_is_made(pool, value):
+    """Token 9 ends a step; before the end of the reply it ends no step of its own. Odds 3, 1/3 and 1."""
+    heard = []
+
+    def scores(answers, places):
+        heard.extend(places)
+        return [[math.log(3), -math.log(3), 0.0][-len(some) :] for some in places]
+
+    said = by_steps(scores, lambda token: token == 9, pool)([turn([1, 9], [5, 9, 6, 9, 7, 9, 2]), turn([1], [9])])
+    assert heard == [[3, 5, 8], [1]]
+    assert said == pytest.approx([value, 0.5])
+    assert by_steps(lambda *_: [[-1e9, 1e9]], lambda _: False, "mean")([turn([1], [2])]) == pytest.approx([0.5])
 
 
 def test_members_are_put_on_one_scale():

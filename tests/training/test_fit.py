@@ -208,7 +208,7 @@ def test_a_teacher_of_whose_readings_nothing_is_ever_advised_is_refused():
 
 # --------------------------------------------------------------------------------------------------------- preferences
 
-PAIRS, LABELS = frozenset({"pairs"}), frozenset({"labels"})
+PAIRS, LABELS, STEPS = (frozenset({kind}) for kind in ("pairs", "labels", "steps"))
 
 
 def preferred(tmp_path, rows, asked=PAIRS, context=1000):
@@ -286,6 +286,35 @@ def test_labels_say_which_answers_are_desirable(tmp_path):
             ConfigError, match=r"row 0 has label .*, but this method learns from answers that are good or bad"
         ):
             preferred(tmp_path, [row | {"label": label}], LABELS)
+
+
+def test_steps_are_turns_that_earn_their_label(tmp_path):
+    """Each ends with a line break, the last with the end of the reply; a whole answer is one step."""
+    rows = [
+        {"prompt": "q: ", "completions": ["one", "two"], "labels": [True, 0.25]},
+        {"prompt": [U], "completion": "all", "label": False},
+    ]
+    (first,), (second,) = preferred(tmp_path, rows, STEPS)
+    decode, (end, *_) = POLICY.tokenizer.decode, POLICY.words.stop_ids
+    assert [(decode(t.action), t.reward) for t in first.turns] == [("one\n", 1.0), (f"two{decode([end])}", 0.25)]
+    assert decode(first.turns[1].context) == "q: one\n" and first.reward == 1.25 and first.success
+    assert [(t.reply, t.reward) for t in second.turns] == [("all", 0.0)] and not second.success
+    (row,) = collate([first], codes={}).turn
+    assert row.max() == 1  # both on one row
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": "q", "completions": ["a"], "labels": [True, False]}, "completions and labels of one length"),
+        ({"prompt": "q", "completions": [], "labels": []}, "completions and labels of one length"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "it needs prompt"),
+        ({"prompt": "q", "completion": "a", "label": 2}, "true, false or a probability"),
+    ],
+)
+def test_steps_of_another_form_are_refused(tmp_path, row, says):
+    with pytest.raises(ConfigError, match=says):
+        preferred(tmp_path, [row], STEPS)
 
 
 def test_rows_of_another_kind_are_refused(tmp_path):

@@ -23,6 +23,7 @@ from tropism.methods.opd import OPD
 from tropism.methods.openclaw import OpenClaw
 from tropism.methods.orpo import ORPO
 from tropism.methods.ppo import PPO
+from tropism.methods.process_reward import ProcessReward
 from tropism.methods.reinforce import REINFORCE
 from tropism.methods.reinforce_pp import ReinforcePP
 from tropism.methods.reopold import REOPOLD
@@ -69,6 +70,7 @@ METHODS: dict[str, type] = {
     "orpo": ORPO,
     "kto": KTO,
     "reward_model": RewardModel,
+    "process_reward": ProcessReward,
 }
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tropism.types import Failure, Rollout, Scored
+from tropism.types import Failure, Rollout, Scored, Turn
 
 PART, SPREAD = "reward_model", "reward_model/spread"
 """The reward, and the standard deviation of the members: what a user can see of a reply that fools one of them."""
@@ -19,8 +19,49 @@ def part_of(name: str) -> str:
     return f"{PART}/{name}"
 
 
-Member = Callable[[Sequence[Sequence[int]]], Sequence[float]]
-"""Token ids of prompts with their replies -> a score each."""
+Scores = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], Sequence[Sequence[float]]]
+"""Token ids of prompts with their replies, and places in each -> a score at each place."""
+
+Member = Callable[[Sequence[Turn]], Sequence[float]]
+"""Replies, each after all that was said before -> a score each."""
+
+POOLS: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "min": min,
+    "mean": statistics.fmean,
+    "product": math.prod,
+    "last": lambda steps: steps[-1],
+}
+
+
+def whole(scores: Scores) -> Member:
+    """A reply's score is the one after its last token."""
+
+    def member(turns: Sequence[Turn]) -> list[float]:
+        answers = [[*turn.context, *turn.action] for turn in turns]
+        return [score for (score,) in scores(answers, [[len(ids) - 1] for ids in answers])]
+
+    return member
+
+
+def by_steps(scores: Scores, ends: Callable[[int], bool], pool: str) -> Member:
+    """A score is a probability after every step, and these one number: Lightman et al. 2023, arXiv:2305.20050, sec. 2.4
+    and appendix F.2.
+
+    Args:
+        ends: token id -> does it end a step? The last token of a reply does.
+        pool: one of POOLS.
+    """
+
+    def member(turns: Sequence[Turn]) -> list[float]:
+        places = []
+        for turn in turns:
+            last = len(turn.action) - 1
+            inner = [k for k, token in enumerate(turn.action) if k < last - 1 and ends(token)]
+            places.append([len(turn.context) + k for k in (*inner, last)])
+        found = scores([[*turn.context, *turn.action] for turn in turns], places)
+        return [POOLS[pool]([1 / (1 + math.exp(-max(-700.0, score))) for score in steps]) for steps in found]
+
+    return member
 
 
 @dataclass(frozen=True)
@@ -53,8 +94,7 @@ class Ensemble:
 
     def scores(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """Of each member, one per rollout: what it says of the last reply after all that was said before."""
-        answers = [[*rollout.turns[-1].context, *rollout.turns[-1].action] for rollout in rollouts]
-        return [list(member(answers)) for member in self.members]
+        return [list(member([rollout.turns[-1] for rollout in rollouts])) for member in self.members]
 
     def scaled(self, member: int, scores: Sequence[float]) -> list[float]:
         mean, deviation = self.scales[member] if self.scales else (0.0, 1.0)

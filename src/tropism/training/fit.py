@@ -19,7 +19,7 @@ from tropism.rollout.render import Render
 from tropism.signals.contexts import paragraphs, with_paragraphs
 from tropism.training.checkpoint import State
 from tropism.training.collate import rows_of
-from tropism.types import Failure, Message, Prompt, Rollout, Source, Task, Turn, seed_of
+from tropism.types import Failure, Message, Prompt, Rollout, Source, Stop, Task, Turn, seed_of
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def load_rows(
                 f"{data.demos.name} advised nothing of that name, so nothing would be told. Read what it advises."
             )
         return [usable((rollout,), context) for rollout, _ in told]
-    read = pair if "pairs" in asked else labelled if "labels" in asked else single
+    read = next((reader for name, reader in READERS.items() if name in asked), single)
     return [usable(read(row, n, words), context) for n, row in enumerate(read_rows(data.path, data.split))]
 
 
@@ -222,6 +222,31 @@ def labelled(row: Mapping[str, Any], number: int, words: Render) -> tuple[Rollou
     return (replace(one, success=row["label"]),)
 
 
+def stepped(row: Mapping[str, Any], number: int, words: Render) -> tuple[Rollout, ...]:
+    """TRL's columns `prompt`, `completions` and `labels`: steps, each ended by a line break, and whether each is right;
+    or `completion` and `label`, one step. A label is true, false or a probability. A step is a turn that earns it."""
+    steps, labels = row.get("completions"), row.get("labels")
+    if steps is None and labels is None:
+        steps, labels = [row.get("completion")], [row.get("label")]
+    if not steps or not labels or len(steps) != len(labels) or not all(isinstance(step, str) for step in steps):
+        raise ConfigError(
+            f"row {number} has the columns {', '.join(row)}, but this method learns from steps: it needs prompt, and "
+            "completions and labels of one length, or completion and label."
+        )
+    if not all(isinstance(label, bool | int | float) and 0 <= label <= 1 for label in labels):
+        raise ConfigError(f"row {number} has the labels {labels!r:.120}, but each is true, false or a probability.")
+    prompt = row.get("prompt") or ""
+    prompt = prompt if isinstance(prompt, str) else tuple(messages(prompt, number))
+    context, turns = words.context(prompt), list[Turn]()
+    for k, (step, label) in enumerate(zip(steps, labels, strict=True), 1):
+        action = words.action(prompt, step) if k == len(steps) else list(words.following(step + "\n"))
+        stop = Stop.finished if k == len(steps) else Stop.truncated
+        turns.append(Turn(context=context, action=action, stop=stop, prompt=prompt, reply=step, reward=float(label)))
+        context = [*context, *action]
+    task, total = Task(env="data", columns=row), float(sum(labels))
+    return (Rollout(task=task, group=number, turns=tuple(turns), reward=total, success=all(labels)),)
+
+
 def single(row: Mapping[str, Any], number: int, words: Render) -> tuple[Rollout, ...]:
     """TRL's columns: `messages`, or `prompt` and `completion`, or `text`. Every assistant message is learned from.
 
@@ -273,3 +298,7 @@ def conversation(past: Sequence[Message], rest: Sequence[Message], words: Render
             turns.append(given(tuple(heard), message["content"], before, words))
         heard.append({"role": message["role"], "content": message["content"]})
     return turns
+
+
+READERS = {"pairs": pair, "labels": labelled, "steps": stepped}
+"""`Needs.data` -> how a row is read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tropism.load import load
 from tropism.signals import compare
 from tropism.signals.compare import Comparer
 from tropism.signals.judge import Answering, Panel, Voter, by_function, by_model, over_http
-from tropism.signals.reward_model import Ensemble, scales_of
+from tropism.signals.reward_model import Ensemble, by_steps, scales_of, whole
 from tropism.training.checkpoint import State
 from tropism.training.learn import Playing
 from tropism.training.model import Policy, load_policy
@@ -110,7 +111,9 @@ def open_reward_models(recipe: Recipe, stage: Stage, policy: Policy, folder: Pat
     learned = stage.reward_models
     if learned is None:
         return None
-    members = [open_scorer(recipe, who, policy, folder) for who in learned.models]
+    scorers = [open_scorer(recipe, who, policy, folder).at for who in learned.models]
+    line = lru_cache(maxsize=None)(lambda token: "\n" in policy.tokenizer.decode([token]))
+    members = [by_steps(scores, line, learned.steps) if learned.steps else whole(scores) for scores in scorers]
     ensemble = Ensemble(members, learned.combine, learned.penalty, names=learned.names)
     if not learned.standardise:
         return ensemble

@@ -158,7 +158,7 @@ class Policy:
 
     def add_critic(self, bias: bool = True) -> None:
         """A value head on the last hidden state, 0 everywhere at the start. A reward model's has no bias: in a pair it
-        would cancel."""
+        would cancel, and a sequence classifier of transformers has none."""
         self.critic = torch.nn.Linear(self.module.config.hidden_size, 1, bias=bias, device=self.device)
         for parameter in self.critic.parameters():
             torch.nn.init.zeros_(parameter)

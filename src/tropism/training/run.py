@@ -156,7 +156,7 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
     if stage.critic:
         policy.add_own_critic(open_scorer(recipe, stage.critic, policy, path.parent).module)
     elif needs.live & {"value", "last_value"}:
-        policy.add_critic(bias="value" in needs.live)
+        policy.add_critic(bias=not needs.data)
     reference = open_reference(recipe, stage, model, policy)
     panel = open_judge(stage.judge, model, policy)
     ensemble = open_reward_models(recipe, stage, policy, path.parent)

@@ -63,7 +63,8 @@ def sampled_rows(
             f"{said}, and nothing is kept by keep: {sampled.keep}. Teach the format first, sample more, ask for less."
         )
     say(f"{said}; kept {len(rows)} {'pairs' if sampled.keep == 'pairs' else 'replies'}")
-    return [tuple(unsampled(one) for one in row) for row in rows]
+    label = sampled.keep == "labels"
+    return [tuple(unsampled(one, float(one.success) if label else 0.0) for one in row) for row in rows]
 
 
 def kept(sampled: Sampled, group: Sequence[Rollout], seed: int) -> list[tuple[Rollout, ...]]:
@@ -89,12 +90,12 @@ def preferred(one: Rollout, other: Rollout, noise: float, draws: random.Random) 
     return replace(chosen, success=True), replace(rejected, success=False)
 
 
-def unsampled(rollout: Rollout) -> Rollout:
-    """As if it had been read: nobody sampled it, and it earned nothing."""
+def unsampled(rollout: Rollout, label: float = 0.0) -> Rollout:
+    """As if it had been read: nobody sampled it, and it earned nothing but its label."""
     turns = tuple(
-        replace(turn, logp=None, entropy=None, topk_ids=None, topk_logp=None, reward=0.0) for turn in rollout.turns
+        replace(turn, logp=None, entropy=None, topk_ids=None, topk_logp=None, reward=label) for turn in rollout.turns
     )
-    return replace(rollout, turns=turns, reward=0.0)
+    return replace(rollout, turns=turns, reward=label * len(turns))
 
 
 def write_rows(rows: Sequence[tuple[Rollout, ...]], path: Path) -> None:

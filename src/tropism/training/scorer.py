@@ -80,32 +80,36 @@ class Scorer:
         self.device = device_of(device)
         self.module: Any = module.to(self.device).eval()
 
-    @torch.no_grad()
     def __call__(self, answers: Sequence[Sequence[int]], tokens: int = 16384) -> list[float]:
-        """One score per answer, in order.
+        """One score per answer, in order: the one after its last token."""
+        return [score for (score,) in self.at(answers, [[len(ids) - 1] for ids in answers], tokens)]
+
+    @torch.no_grad()
+    def at(
+        self, answers: Sequence[Sequence[int]], places: Sequence[Sequence[int]], tokens: int = 16384
+    ) -> list[list[float]]:
+        """Scores after the tokens at these places of each answer.
 
         Args:
             tokens: at most so many in one forward pass, padding included.
         """
-        scores = [0.0] * len(answers)
+        found: list[list[float]] = [[] for _ in answers]
         order = sorted(range(len(answers)), key=lambda n: len(answers[n]))
         while order:
             rows = max(1, tokens // len(answers[order[-1]]))
             part, order = order[-rows:], order[:-rows]
-            for n, score in zip(part, self.scored([answers[n] for n in part]).tolist(), strict=True):
-                scores[n] = score
-        return scores
+            scores = self.scored([answers[n] for n in part])
+            for row, n in enumerate(part):
+                found[n] = scores[row, list(places[n])].tolist()
+        return found
 
     def scored(self, answers: Sequence[Sequence[int]]) -> Tensor:
-        """[N] read at the last token of each, padded on the right where causal attention does not see it."""
-        length = torch.tensor([len(ids) for ids in answers], device=self.device)
-        ids = torch.zeros(len(answers), int(length.max()), dtype=torch.long, device=self.device)
+        """[N, T] after each token, padded on the right where causal attention does not see it."""
+        ids = torch.zeros(len(answers), max(map(len, answers)), dtype=torch.long, device=self.device)
         for row, answer in enumerate(answers):
             ids[row, : len(answer)] = torch.tensor(answer)
-        hidden = self.module.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        last = hidden[torch.arange(len(ids), device=self.device), length - 1]
-        found: Tensor = self.module.score(last)[:, 0]
-        return found
+        found: Tensor = self.module.score(self.module.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        return found[..., 0]
 
 
 def scorer_in(path: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tropism.errors import CheckFailed
-from tropism.types import Batch, Output, Rollout, Task, Turn
+from tropism.types import Batch, Output, Rollout, Stop, Task, Turn
 
 EXACT = 1e-3
 """Largest difference of log-probs, in nats, at which sampler and trainer count as one."""
@@ -92,6 +92,8 @@ def stop_is_trained(rollouts: Sequence[Rollout], batch: Batch, stop_ids: Sequenc
         given: the replies come from data, so all of them must end; a policy's own may still run into the limit.
     """
     turns = [turn for rollout in rollouts for turn in rollout.turns if turn.action]
+    if given:  # but for the steps within an answer
+        turns = [turn for turn in turns if turn.stop is Stop.finished]
     ended = sum(turn.action[-1] in stop_ids for turn in turns)
     masked = int((torch.isin(batch.tokens, torch.tensor(list(stop_ids)).to(batch.tokens)) & batch.action_mask).sum())
     if masked < ended or (given and ended < len(turns)):
