@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import methods
@@ -39,7 +40,17 @@ def test_an_adapter_learns_rank_times_in_plus_out_of_each_layer():
 
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 50}
     shape |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
-    whole, learns = lora.counted(shape, None)
-    assert whole == learns
-    _, learns = lora.counted(shape, lora.Lora(rank=2))
+    whole, learns, size = lora.counted(shape, None)
+    assert whole == learns == size / 4
+    _, learns, _ = lora.counted(shape, lora.Lora(rank=2))
     assert learns == 2 * (4 * (64 + 64) + 3 * (64 + 96))
+
+
+def test_bytes_in_four_bits_are_those_that_bitsandbytes_holds():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    import lora
+
+    size = 256 * 1024
+    held = bitsandbytes.nn.Params4bit(torch.randn(256, 1024), quant_type="nf4", compress_statistics=True).to("cpu")
+    state = held.quant_state
+    assert held.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes == lora.FOUR_BITS * size

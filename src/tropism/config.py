@@ -32,6 +32,9 @@ class Lora:
     """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Names of layers, such as q_proj. Empty: every linear layer but the head."""
+    quantize: bool = False
+    """Hold the model's own weights in 4 bits (QLoRA); needs bitsandbytes. A checkpoint that is an adapter is later put
+    on weights that are not rounded; one that is merged computes what was trained."""
     merge: bool = False
     """Checkpoints are whole models with the adapter merged in; the adapter itself is then in their folder adapter."""
 

@@ -101,6 +101,36 @@ def test_a_reward_model_with_an_adapter_is_saved_merged(adapted, tmp_path):
     assert Scorer(str(tmp_path / "rm"))([[5, 6, 7]])[0] == pytest.approx(float(own), abs=1e-5)
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if "gpt2" not in family])
+def test_weights_in_four_bits_say_nearly_the_same_and_merged_what_was_trained(family, adapted, tmp_path):
+    policy = adapted(family, quantize=True)
+    layers = [
+        m for m in policy.module.modules() if type(m).__name__ == "Linear4bit" and hasattr(m.weight, "quant_state")
+    ]
+    assert layers and all(layer.weight.dtype == torch.uint8 for layer in layers)
+    base = logp(load_policy(Model(path=str(tmp_path / "base"), device="cpu")))
+    rounding = (logp(policy, start=True) - base).abs().max()
+    assert 0 < rounding < 1 and (logp(policy) - logp(policy, start=True)).abs().max() > 0.01
+    state = merged_state(policy.module)
+    plain = load_policy(Model(path=str(tmp_path / "base"), device="cpu"))
+    plain.module.load_state_dict(state)
+    close(logp(plain), logp(policy), rtol=0, atol=1e-4)
+
+
+def test_an_adapter_on_four_bits_learns_and_is_saved_as_any_other(tmp_path):
+    run = tropism.train(recipe(tmp_path, {"grpo": {"kl": 0.1}}, quantize=True), quiet=True)
+    lines = [line for line in Run(run.path / "rl").metrics() if "loss" in line]
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-6) and lines[-1]["kl"] > 1e-5
+    whole = load_policy(Model(path=str(run.path), device="cpu"))
+    base = load_policy(Model(path=str(tmp_path / "run"), device="cpu"))
+    assert (logp(whole) - logp(base)).abs().max() > 1e-3
+
+
+def test_a_model_without_linear_layers_cannot_be_held_in_four_bits(adapted):
+    with pytest.raises(ConfigError, match="no linear layers that could be held in 4 bits"):
+        adapted("tiny-gpt2", quantize=True)
+
+
 def test_only_the_adapter_learns_and_a_follower_copies_nothing_else(adapted):
     policy = adapted()
     moving = AdamW(policy.module, Train()).parameters
@@ -155,6 +185,8 @@ def test_a_run_trains_the_adapter_and_the_reference_is_its_start(tmp_path):
 METHODS = {
     "grpo": ({"grpo": {"kl": 0.1}}, {}),
     "merged": ({"grpo": {}}, {"merge": True}),
+    "four bits": ({"grpo": {"kl": 0.1}}, {"quantize": True}),
+    "four bits, merged": ({"grpo": {}}, {"quantize": True, "merge": True}),
     "ppo": ({"ppo": {}}, {}),
     "ema": ({"rlsd": {"teacher": {"reads": ["answer"], "who": "ema", "must_add": -1, "closing": ""}}}, {}),
 }

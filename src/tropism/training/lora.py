@@ -9,6 +9,7 @@ module itself, cannot miss the adapter.
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,44 @@ def add_adapter(module: Any, lora: Lora, base: str, seed: int) -> None:
     except ValueError as error:
         raise ConfigError(f"model.lora.targets is {', '.join(lora.targets)}: {error}") from error
     module.peft_config["default"].base_model_name_or_path = base  # transformers writes where its base came from
+
+
+def quantize(module: Any, compute: torch.dtype) -> None:
+    """Hold every linear layer but the head in 4 bits, NF4 with constants that are quantised too; what an adapter learns
+    is learned beside these. Dettmers et al. 2023 (QLoRA), arXiv:2305.14314, sec. 3.
+
+    Args:
+        compute: what a layer computes in.
+    """
+    try:
+        bnb: Any = importlib.import_module("bitsandbytes.nn")
+    except ImportError as error:
+        raise ConfigError(
+            f"model.lora.quantize needs the package bitsandbytes: pip install 'tropism[qlora]' ({error})."
+        ) from error
+    head = module.get_output_embeddings()
+    found = [(n, m) for n, m in module.named_modules() if type(m) is torch.nn.Linear and m is not head]
+    if not found:
+        raise ConfigError(f"{type(module).__name__} has no linear layers that could be held in 4 bits. Drop quantize.")
+    for name, layer in found:
+        kind: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": True}
+        held = bnb.Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, compute, **kind)
+        held.weight, held.bias = bnb.Params4bit(layer.weight.data, requires_grad=False, **kind), layer.bias
+        held.support_avx512bf16_for_cpu = False  # it would round again, once the first reply is sampled
+        parent, _, last = name.rpartition(".")
+        setattr(module.get_submodule(parent), last, held.to(layer.weight.device))
+    module.is_loaded_in_4bit = True  # peft asks
+
+
+def dense(layer: Any) -> Tensor:
+    """The weights of a layer as numbers, also where they are held in 4 bits."""
+    if getattr(layer.weight, "quant_state", None) is None:
+        weight: Tensor = layer.weight
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    found: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return found
 
 
 def peft() -> Any:
@@ -102,10 +141,13 @@ def follower_of(module: Any) -> Any:
 def merged_state(module: Any) -> dict[str, Tensor]:
     """Weights of a plain module that computes the same; of a module without an adapter its own."""
     state = {name.replace(".base_layer", ""): value for name, value in module.state_dict().items() if MARK not in name}
+    state = {name: value for name, value in state.items() if ".weight." not in name}  # constants of 4-bit weights
     for name, layer in module.named_modules():
         if hasattr(layer, "get_delta_weight"):
-            weight = layer.get_base_layer().weight
+            weight = dense(layer.get_base_layer())
             state[f"{name}.weight"] = weight + layer.get_delta_weight("default").to(weight)
+        elif hasattr(getattr(layer, "weight", None), "quant_state") and not name.endswith(".base_layer"):
+            state[f"{name}.weight"] = dense(layer)
     return state
 
 

@@ -66,6 +66,8 @@ class Policy:
         self.settings, self.tokenizer = settings, tokenizer
         self.device = device_of(settings.device)
         self.module: Any = module.to(self.device).float().eval()
+        if settings.lora is not None and settings.lora.quantize:
+            adapters.quantize(self.module, getattr(torch, settings.compute))
         if settings.lora is not None:
             adapters.add_adapter(self.module, settings.lora, settings.path, seed)
             self.module.eval()

@@ -1,0 +1,190 @@
+"""The over-optimisation laboratory: python bench/overoptimisation.py [--seeds 0 1 2] [--run]
+
+Reads the runs of recipes/overoptimisation.yaml and draws, over the distance from the start, the square root of nats per
+reply, what the proxy says and what gold says: of the best of n, of PPO without and with guards, and of DPO. Gold only
+draws: no stage saw it. With --run what has no run is trained first.
+
+    best of n    gold(d) - gold(0) = d (a - b d)          Gao, Schulman and Hilton 2022, arXiv:2210.10760, sec. 3.1
+    RL           gold(d) - gold(0) = d (a - b log d)
+
+a and b by least squares; gold turns where the curve is highest. One table of the ends, seed by seed, and one figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tropism.config import Model
+from tropism.envs import open_source
+from tropism.maths.best_of_n import expected_best, kl_of_best
+from tropism.record import Run
+from tropism.rollout.play import play
+from tropism.training.model import load_policy
+from tropism.training.scorer import Scorer
+from tropism.types import SamplingParams
+from tropism.view.plots import line_chart
+
+sys.path.append(str(Path(__file__).parent))
+import curves
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "overoptimisation"
+ENV = "recipes/instructions.py:Instructions"
+TASKS, SAMPLES, DRAWN = 100, 128, (1, 2, 4, 8, 16, 32, 64, 128)
+STAGES = ("unguarded", "guarded", "dpo")
+PROXY, WATCH = "eval/reward_model/rm", "eval/reward_model/watch"
+
+Point = tuple[float, float, float, float]
+"""Distance, proxy, the other half's model, gold."""
+
+
+# ---------------------------------------------------------------------------------------------------------- the points
+
+
+def evaluated(run: Path, stage: str) -> list[Point]:
+    """Of every evaluation of a stage, in its order. A distance that noise makes negative is 0."""
+    lines = [line for line in Run(run / stage).metrics() if "eval/gold" in line]
+    return [
+        (math.sqrt(max(0.0, line["eval/kl/episode"])), line[PROXY], line[WATCH], line["eval/gold"]) for line in lines
+    ]
+
+
+def best_of_n(run: Path, seed: int) -> list[Point]:
+    """Of the start model, over all ways to draw n of its replies; proxies on the scale on which PPO reads them."""
+    policy = load_policy(Model(path=str(run / "sft"), device="cpu"))
+    source = open_source(ENV, {}, split="test", seed=seed)
+    tasks = [(source.task(n), n, k) for n in range(TASKS) for k in range(SAMPLES)]
+    params, rollouts = SamplingParams(max_tokens=64, seed=seed), []
+    for start in range(0, len(tasks), 512):
+        rollouts += play(tasks[start : start + 512], source, policy.sampler, policy.words, params)
+    answers = [[*one.turns[-1].context, *one.turns[-1].action] for one in rollouts]
+    gold = torch.tensor([one.turns[-1].earned["gold"] for one in rollouts], dtype=torch.float64).view(TASKS, SAMPLES)
+    scores = [torch.tensor(Scorer(str(run / name))(answers)).double() for name in ("rm", "watch")]
+    proxy, watch = (((one - one.mean()) / one.std()).view(TASKS, SAMPLES) for one in scores)
+    return [
+        (
+            math.sqrt(kl_of_best(n)),
+            *(float(expected_best(values, proxy, n).mean()) for values in (proxy, watch, gold)),
+        )
+        for n in DRAWN
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------- the curves
+
+
+def linear(d: float) -> float:
+    return d
+
+
+def logarithmic(d: float) -> float:
+    return math.log(d)
+
+
+def fitted(points: Sequence[Point], shape: Callable[[float], float]) -> tuple[float, float]:
+    """(a, b) of gold(d) - gold(0) = d (a - b shape(d)), by least squares."""
+    start = points[0][3]
+    rows = [(d, -d * shape(d), gold - start) for d, _, _, gold in points if d > 0.05]
+    table = torch.tensor(rows, dtype=torch.float64)
+    found = torch.linalg.lstsq(table[:, :2], table[:, 2:]).solution[:, 0]
+    return float(found[0]), float(found[1])
+
+
+def turn_of(a: float, b: float, shape: Callable[[float], float]) -> float:
+    """Where gold is highest; infinite where it only rises."""
+    if b <= 0:
+        return math.inf
+    return a / (2 * b) if shape is linear else math.exp(a / b - 1)
+
+
+def curve(points: Sequence[Point], shape: Callable[[float], float]) -> list[tuple[float, float]]:
+    a, b = fitted(points, shape)
+    far = max(point[0] for point in points)
+    return [(d := far * k / 40, points[0][3] + d * (a - b * shape(d))) for k in range(1, 41)]
+
+
+# -------------------------------------------------------------------------------------------------------------- results
+
+
+def line_of(name: str, points: Sequence[Point], shape: Callable[[float], float], chosen: int | None) -> dict[str, Any]:
+    """One row: gold at the start, at its best, at the end, and at the checkpoint that was chosen without gold."""
+    gold = [point[3] for point in points]
+    line = {"what": name, "start": gold[0], "highest": max(gold), "end": gold[-1]}
+    line["chosen"] = gold[chosen] if chosen is not None else gold[-1]
+    line |= {"proxy": points[-1][1], "distance": points[-1][0], "turns at": turn_of(*fitted(points, shape), shape)}
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()}
+
+
+def of_seed(run: Path, seed: int) -> dict[str, Any]:
+    """{"points": what -> points, "rows": the table's}."""
+    kept = RESULTS / f"{seed}.json"
+    if kept.exists():
+        found: dict[str, Any] = json.loads(kept.read_text())
+        return found
+    points: dict[str, list[Point]] = {"best of n": best_of_n(run, seed)}
+    rows = [line_of("best of n", points["best of n"], linear, None)]
+    for stage in STAGES:
+        points[stage] = evaluated(run, stage)
+        lines = [line["step"] for line in Run(run / stage).metrics() if "eval/gold" in line]
+        best = Run(run / stage).notes()["best"]["step"]
+        rows.append(line_of(stage, points[stage], logarithmic, lines.index(best) if stage != "unguarded" else None))
+    accuracy = [line for line in Run(run / "rm").metrics() if "eval/rewards/accuracies" in line][-1]
+    told = {name.removeprefix("eval/"): value for name, value in accuracy.items() if re.search("accurac|calib", name)}
+    RESULTS.mkdir(exist_ok=True)
+    found = {"points": points, "rows": rows, "reward model": told}
+    kept.write_text(json.dumps(found))
+    return found
+
+
+def figure(found: dict[int, dict[str, Any]]) -> str:
+    """Of each way two panels: gold with its fitted curve, and the proxy, seed by seed."""
+    panels = []
+    for name in ("best of n", *STAGES):
+        shape = linear if name == "best of n" else logarithmic
+        gold: dict[str, list[tuple[float, float]]] = {}
+        proxy: dict[str, list[tuple[float, float]]] = {}
+        for seed, result in found.items():
+            points = result["points"][name]
+            gold[f"seed {seed}"] = sorted((d, value) for d, _, _, value in points)
+            gold[f"fit {seed}"] = curve(points, shape)
+            proxy[f"seed {seed}"] = sorted((d, value) for d, value, _, _ in points)
+        panels += [line_chart(f"{name}: gold over √nats", gold), line_chart(f"{name}: proxy over √nats", proxy)]
+    return curves.side_by_side(panels)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split(":", 1)[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--run", action="store_true")
+    parser.add_argument("--output", default="runs")
+    given = parser.parse_args()
+    found: dict[int, dict[str, Any]] = {}
+    for seed in given.seeds:
+        name = f"overoptimisation-{seed}"
+        if given.run and not (Path(given.output) / name).exists():
+            words = ["train", "recipes/overoptimisation.yaml", f"name={name}", f"seed={seed}", f"output={given.output}"]
+            subprocess.run([sys.executable, "-m", "tropism", *words], cwd=ROOT, env=os.environ, check=True)
+        found[seed] = of_seed(Path(given.output) / name, seed)
+    columns = list(found[given.seeds[0]]["rows"][0])
+    print("| seed | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|")
+    for seed, result in found.items():
+        for row in result["rows"]:
+            print(f"| {seed} | " + " | ".join(str(row[column]) for column in columns) + " |")
+        print(f"seed {seed}, the reward model on the other half's pairs: {result['reward model']}")
+    (RESULTS / "figure.svg").write_text(figure(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
