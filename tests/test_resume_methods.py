@@ -34,6 +34,10 @@ def read(name, folder):
     rows = [{"prompt": f"{n}: ", "chosen": "abc"[n % 3], "rejected": f"no {n}", "margin": 0.1 * n} for n in range(15)]
     if "labels" in METHODS[name]().needs.data:
         rows = [{"prompt": f"{n}: ", "completion": "abc"[n % 3], "label": n % 2 > 0} for n in range(15)]
+    if "steps" in METHODS[name]().needs.data:
+        rows = [
+            {"prompt": f"{n}: ", "completions": ["ab", "c"[: n % 2]], "labels": [True, n % 2 > 0]} for n in range(15)
+        ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = world.sft(folder)
     (stage,) = made["stages"]

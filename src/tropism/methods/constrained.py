@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from tropism.errors import ConfigError
@@ -51,21 +50,18 @@ class Constrained:
         checked(self)
         if self.rate <= 0:
             raise ConfigError(f"Constrained's rate is {self.rate}, but then no limit would ever count. Use 0.5, say.")
-        if both := self.at_least.keys() & self.at_most.keys():
-            raise ConfigError(f"Constrained bounds {', '.join(sorted(both))} on both sides. Keep one of the two.")
 
     @property
     def needs(self) -> Needs:
         parts = frozenset({*self.at_least, *self.at_most})
         return Needs(measured=frozenset({"proximal_logp", "parts"}), sampling=frozenset({"siblings"}), parts=parts)
 
-    def limits(self, batch: Batch) -> Iterator[tuple[str, int, float, Tensor]]:
-        """(part, 1 if it must not fall below its limit and -1 if not rise above it, the limit, [N] what it gave)."""
-        names = list(batch.weighted)
-        for sign, bounds in ((1, self.at_least), (-1, self.at_most)):
-            for name, limit in bounds.items():
-                if name in names:  # a batch in which nothing could be scored has none
-                    yield name, sign, limit, batch.parts[:, names.index(name)]
+    def limits(self, batch: Batch) -> list[tuple[str, int, float, Tensor]]:
+        """(name of the multiplier, 1 or -1 where the limit is an upper one, the limit, [N] what the part gave); none
+        for a batch in which nothing could be scored."""
+        both = (("at_least", 1, self.at_least), ("at_most", -1, self.at_most))
+        given = dict(zip(batch.weighted, batch.parts.unbind(1), strict=True)) if batch.weighted else {}
+        return [(f"{n}/{way}", sign, limits[n], given[n]) for way, sign, limits in both for n in limits if n in given]
 
     def credit(self, batch: Batch) -> Credit:
         total, heavy, told = batch.reward, 1.0, {}
@@ -79,8 +75,8 @@ class Constrained:
         memory, once = dict(batch.memory), first_row(batch.episode)
         for name, sign, limit, part in self.limits(batch):
             given = part[once & part.isfinite()]
-            broken = sign * (limit - given.mean()) if len(given) else given.sum()
-            memory[name] = (memory.get(name, torch.zeros_like(broken)) + self.rate * broken).clamp(min=0)
+            broken = sign * (limit - given).sum() / max(1, len(given))
+            memory[name] = (memory.get(name, 0.0) + self.rate * broken).clamp(min=0)
         return memory
 
     def weights(self, batch: Batch) -> Tensor:
