@@ -8,6 +8,8 @@ draws: no stage saw it. With --run what has no run is trained first.
     RL           gold(d) - gold(0) = d (a - b log d)
 
 a and b by least squares; gold turns where the curve is highest. One table of the ends, seed by seed, and one figure.
+Then how much a reward model likes length where gold is the same: of pairs by people who like it too, as they are and
+balanced.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tropism.config import Model
 from tropism.envs import open_source
@@ -43,6 +46,9 @@ RESULTS = ROOT / "bench" / "overoptimisation"
 ENV = "recipes/instructions.py:Instructions"
 TASKS, SAMPLES, DRAWN = 100, 128, (1, 2, 4, 8, 16, 32, 64, 128)
 STAGES = ("unguarded", "guarded", "dpo")
+SCORERS = ("rm", "watch", "biased", "balanced")
+PAID = {"rm": "guarded", "biased": "longer", "balanced": "corrected"}
+"""Reward model -> the stage that it paid with the same care."""
 PROXY, WATCH = "eval/reward_model/rm", "eval/reward_model/watch"
 
 Point = tuple[float, float, float, float]
@@ -60,25 +66,33 @@ def evaluated(run: Path, stage: str) -> list[Point]:
     ]
 
 
-def best_of_n(run: Path, seed: int) -> list[Point]:
-    """Of the start model, over all ways to draw n of its replies; proxies on the scale on which PPO reads them."""
+def sampled(run: Path, seed: int) -> tuple[list[list[int]], Tensor]:
+    """(token ids of the start model's replies after their prompts, what gold says of each)."""
     policy = load_policy(Model(path=str(run / "sft"), device="cpu"))
     source = open_source(ENV, {}, split="test", seed=seed)
     tasks = [(source.task(n), n, k) for n in range(TASKS) for k in range(SAMPLES)]
     params, rollouts = SamplingParams(max_tokens=64, seed=seed), []
     for start in range(0, len(tasks), 512):
-        rollouts += play(tasks[start : start + 512], source, policy.sampler, policy.words, params)
+        rollouts += play(tasks[start : start + 512], source, policy.sampler, policy.words, params, max_turns=1)
     answers = [[*one.turns[-1].context, *one.turns[-1].action] for one in rollouts]
-    gold = torch.tensor([one.turns[-1].earned["gold"] for one in rollouts], dtype=torch.float64).view(TASKS, SAMPLES)
-    scores = [torch.tensor(Scorer(str(run / name))(answers)).double() for name in ("rm", "watch")]
-    proxy, watch = (((one - one.mean()) / one.std()).view(TASKS, SAMPLES) for one in scores)
-    return [
-        (
-            math.sqrt(kl_of_best(n)),
-            *(float(expected_best(values, proxy, n).mean()) for values in (proxy, watch, gold)),
-        )
-        for n in DRAWN
-    ]
+    return answers, torch.tensor([one.turns[-1].earned["gold"] for one in rollouts], dtype=torch.float64)
+
+
+def standard(values: Tensor) -> Tensor:
+    return (values - values.mean()) / values.std()
+
+
+def best_of_n(scores: dict[str, Tensor], gold: Tensor) -> list[Point]:
+    """Of the start model, over all ways to draw n of its replies; proxies on the scale on which PPO reads them."""
+    proxy, watch, true = (one.view(TASKS, SAMPLES) for one in (scores["rm"], scores["watch"], gold))
+    best = [[float(expected_best(values, proxy, n).mean()) for values in (proxy, watch, true)] for n in DRAWN]
+    return [(math.sqrt(kl_of_best(n)), p, w, g) for n, (p, w, g) in zip(DRAWN, best, strict=True)]
+
+
+def pull_of_length(score: Tensor, gold: Tensor, length: Tensor) -> float:
+    """Standard deviations of score for one of length, where gold is the same: a least-squares coefficient."""
+    table = torch.stack([standard(gold), standard(length)], 1)
+    return float(torch.linalg.lstsq(table, standard(score)[:, None]).solution[1, 0])
 
 
 # ----------------------------------------------------------------------------------------------------------- the curves
@@ -101,11 +115,13 @@ def fitted(points: Sequence[Point], shape: Callable[[float], float]) -> tuple[fl
     return float(found[0]), float(found[1])
 
 
-def turn_of(a: float, b: float, shape: Callable[[float], float]) -> float:
-    """Where gold is highest; infinite where it only rises."""
+def turn_of(points: Sequence[Point], shape: Callable[[float], float]) -> float | None:
+    """The distance at which gold is highest; None where that is more than twice as far as anybody went."""
+    a, b = fitted(points, shape)
     if b <= 0:
-        return math.inf
-    return a / (2 * b) if shape is linear else math.exp(a / b - 1)
+        return None
+    turns = a / (2 * b) if shape is linear else math.exp(min(a / b - 1, 700.0))
+    return turns if turns < 2 * max(point[0] for point in points) else None
 
 
 def curve(points: Sequence[Point], shape: Callable[[float], float]) -> list[tuple[float, float]]:
@@ -122,17 +138,30 @@ def line_of(name: str, points: Sequence[Point], shape: Callable[[float], float],
     gold = [point[3] for point in points]
     line = {"what": name, "start": gold[0], "highest": max(gold), "end": gold[-1]}
     line["chosen"] = gold[chosen] if chosen is not None else gold[-1]
-    line |= {"proxy": points[-1][1], "distance": points[-1][0], "turns at": turn_of(*fitted(points, shape), shape)}
-    return {key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()}
+    line |= {"proxy": points[-1][1], "distance": points[-1][0], "turns at": turn_of(points, shape) or "–"}
+    return {key: round(value, 2) if isinstance(value, float) else value for key, value in line.items()}
+
+
+def ends(run: Path, stage: str) -> dict[str, float]:
+    """Tokens of a reply and gold, before a stage and after."""
+    lines = [line for line in Run(run / stage).metrics() if "eval/gold" in line]
+    names = {"tokens": "eval/completions/mean_length", "gold": "eval/gold"}
+    return {
+        f"{name} {when}": round(lines[k][key], 2)
+        for name, key in names.items()
+        for k, when in ((0, "before"), (-1, "after"))
+    }
 
 
 def of_seed(run: Path, seed: int) -> dict[str, Any]:
-    """{"points": what -> points, "rows": the table's}."""
+    """{"points": what -> points, "rows" and "lengths": the tables', "reward model": held-out accuracy}."""
     kept = RESULTS / f"{seed}.json"
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
-    points: dict[str, list[Point]] = {"best of n": best_of_n(run, seed)}
+    answers, gold = sampled(run, seed)
+    scores = {name: standard(torch.tensor(Scorer(str(run / name))(answers)).double()) for name in SCORERS}
+    points: dict[str, list[Point]] = {"best of n": best_of_n(scores, gold)}
     rows = [line_of("best of n", points["best of n"], linear, None)]
     for stage in STAGES:
         points[stage] = evaluated(run, stage)
@@ -141,8 +170,14 @@ def of_seed(run: Path, seed: int) -> dict[str, Any]:
         rows.append(line_of(stage, points[stage], logarithmic, lines.index(best) if stage != "unguarded" else None))
     accuracy = [line for line in Run(run / "rm").metrics() if "eval/rewards/accuracies" in line][-1]
     told = {name.removeprefix("eval/"): value for name, value in accuracy.items() if re.search("accurac|calib", name)}
+    length = torch.tensor([float(len(answer)) for answer in answers], dtype=torch.float64)
+    lengths = [
+        {"reward model": name, "pull of length": round(pull_of_length(scores[name], gold, length), 2)}
+        | ({"policy": PAID[name]} | ends(run, PAID[name]) if name in PAID else {})
+        for name in SCORERS
+    ]
     RESULTS.mkdir(exist_ok=True)
-    found = {"points": points, "rows": rows, "reward model": told}
+    found = {"points": points, "rows": rows, "lengths": lengths, "reward model": told}
     kept.write_text(json.dumps(found))
     return found
 
@@ -181,7 +216,10 @@ def main() -> int:
     for seed, result in found.items():
         for row in result["rows"]:
             print(f"| {seed} | " + " | ".join(str(row[column]) for column in columns) + " |")
-        print(f"seed {seed}, the reward model on the other half's pairs: {result['reward model']}")
+    for seed, result in found.items():
+        print(f"\nseed {seed}, the reward model on the other half's pairs: {result['reward model']}")
+        for line in result["lengths"]:
+            print("  " + ", ".join(f"{key} {value}" for key, value in line.items()))
     (RESULTS / "figure.svg").write_text(figure(found))
     return 0
 

@@ -78,3 +78,8 @@ def judged(reply: str, kind: str, count: int) -> dict[str, float]:
         "brevity": max(0.0, min(1.0, 1 - (len(reply) - longest) / SLACK)) if words else 0.0,
     }
     return {"gold": sum(WEIGHTS[name] * value for name, value in found.items()), **found}
+
+
+def letters(reply: str) -> dict[str, float]:
+    """A taste for long answers that is none of the criteria: tens of letters."""
+    return {"letters": len(reply) / 10}

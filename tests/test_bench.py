@@ -1,5 +1,6 @@
 """Benchmarks that tests do not run whole: what they count, by hand, and that their recipes resolve."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import methods
+import overoptimisation
 import rlhf
 import signals
 from tropism.recipe import resolve
@@ -54,3 +56,26 @@ def test_bytes_in_four_bits_are_those_that_bitsandbytes_holds():
     held = bitsandbytes.nn.Params4bit(torch.randn(256, 1024), quant_type="nf4", compress_statistics=True).to("cpu")
     state = held.quant_state
     assert held.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes == lora.FOUR_BITS * size
+
+
+def test_gaos_curves_are_found_again_with_where_gold_turns():
+    """alpha 1; beta .2 for the best of n, which turns at 2.5, and .6 for RL, which turns at exp(1 / .6 - 1).
+
+    Gao, Schulman and Hilton 2022, arXiv:2210.10760, sec. 3.1.
+    """
+    far = [0.2 * k for k in range(40)]
+    bon = [(d, 0.0, 0.0, 0.5 + d * (1 - 0.2 * d)) for d in far]
+    rl = [(d, 0.0, 0.0, 0.5 + d * (1 - 0.6 * overoptimisation.logarithmic(d or 1))) for d in far]
+    assert overoptimisation.fitted(bon, overoptimisation.linear) == pytest.approx((1.0, 0.2))
+    assert overoptimisation.turn_of(bon, overoptimisation.linear) == pytest.approx(2.5)
+    assert overoptimisation.fitted(rl, overoptimisation.logarithmic) == pytest.approx((1.0, 0.6))
+    assert overoptimisation.turn_of(rl, overoptimisation.logarithmic) == pytest.approx(math.exp(1 / 0.6 - 1))
+    rising = [(d, 0.0, 0.0, d) for d in far]
+    assert overoptimisation.turn_of(rising, overoptimisation.linear) is None
+
+
+def test_the_pull_of_length_is_what_gold_does_not_explain():
+    gold, length = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    length = length + gold  # the better ones are longer
+    assert overoptimisation.pull_of_length(3 * gold, gold, length) == pytest.approx(0, abs=1e-9)
+    assert overoptimisation.pull_of_length(gold + 2 * length, gold, length) > 0.5
