@@ -7,6 +7,7 @@
     format     a comma and a space between things, a full stop at the end, nothing else
     brevity    1 up to the length that the things take, falling to 0 forty letters later
     gold       0.6 content + 0.2 format + 0.2 brevity
+    terse      1 for a reply of no letters, falling to 0 at sixty-four: what content is at odds with; no part of gold
 
 Demonstrations are as people write: too few things or too many, one of another kind, a forgotten full stop, idle words.
 So among them the longer answer is usually the better one, which it is not beyond what was asked for.
@@ -77,7 +78,8 @@ def judged(reply: str, kind: str, count: int) -> dict[str, float]:
         "format": float(bool(FORM.fullmatch(reply))),
         "brevity": max(0.0, min(1.0, 1 - (len(reply) - longest) / SLACK)) if words else 0.0,
     }
-    return {"gold": sum(WEIGHTS[name] * value for name, value in found.items()), **found}
+    gold = sum(WEIGHTS[name] * value for name, value in found.items())
+    return {"gold": gold, **found, "terse": max(0.0, 1 - len(reply) / 64)}
 
 
 def letters(reply: str) -> dict[str, float]:

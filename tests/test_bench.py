@@ -9,6 +9,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import methods
+import objectives
 import overoptimisation
 import rlhf
 import signals
@@ -56,6 +57,22 @@ def test_bytes_in_four_bits_are_those_that_bitsandbytes_holds():
     held = bitsandbytes.nn.Params4bit(torch.randn(256, 1024), quant_type="nf4", compress_statistics=True).to("cpu")
     state = held.quant_state
     assert held.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes == lora.FOUR_BITS * size
+
+
+def test_a_setting_is_on_the_front_unless_another_is_as_good_in_both_and_better_in_one():
+    found = {("a", 1.0): (0.5, 0.5), ("a", 2.0): (0.5, 0.4), ("b", 1.0): (0.9, 0.1), ("b", 2.0): (0.5, 0.5)}
+    assert objectives.front(found) == {("a", 1.0), ("b", 1.0), ("b", 2.0)}
+    line = {"way": "a", "number": 1.0, "seed": 0, "content": 0.4, "terse": 0.2}
+    assert objectives.means([line, line | {"seed": 1, "content": 0.6}]) == {("a", 1.0): (0.5, 0.2)}
+
+
+def test_every_way_to_want_both_is_a_recipe(monkeypatch):
+    monkeypatch.chdir(objectives.ROOT)
+    for way, number in objectives.settings():
+        recipe = resolve(objectives.recipe_of(way, number, 0, "some/model"))
+        assert set(recipe.stages[0].rewards) == {"content", "terse"}
+        if way == "constrained":
+            assert recipe.stages[0].method.at_least == {"content": number}
 
 
 def test_gaos_curves_are_found_again_with_where_gold_turns():

@@ -40,6 +40,13 @@ def test_criteria_by_hand(reply, content, form, brevity):
     assert found["gold"] == pytest.approx(0.6 * content + 0.2 * form + 0.2 * brevity)
 
 
+def test_what_content_is_at_odds_with_counts_letters_and_is_no_part_of_gold():
+    assert [instructions.judged("x" * n, "fruits", 3)["terse"] for n in (0, 32, 64, 90)] == [1, 0.5, 0, 0]
+    assert instructions.letters("x" * 25) == {"letters": 2.5}
+    one, other = (instructions.judged(reply, "fruits", 3) for reply in ("plum, fig, pear.", "plum, melon, peach."))
+    assert one["gold"] == other["gold"] and one["terse"] > other["terse"]
+
+
 def demonstrations(count=2000):
     source = open_source(HERE, {}, split="train", seed=0)
     for number in range(count):
