@@ -171,6 +171,11 @@ class Train:
         )
 
 
+def kept_by(data: Data | None) -> str:
+    """What is kept of sampled rows."""
+    return data.sampled.keep if data is not None and data.sampled is not None else ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One method on one source of data. It starts from the model that the stage before it left."""
@@ -208,6 +213,18 @@ class Stage:
         """The same, else where replies are scored at evaluations."""
         return self.scored or self.eval.env
 
+    def check_rows(self, data: Data | None) -> None:
+        """Can the method learn from such rows?"""
+        wanted, held = self.method.needs.data, {kept_by(data)} & {"pairs", "labels"}
+        if "steps" in wanted and held == {"labels"}:  # a whole answer is a single step
+            held = wanted
+        if (wanted and (data is None or not (data.path or wanted <= held))) or (held and not wanted >= held):
+            raise ConfigError(
+                f"{type(self.method).__name__} learns from {' and '.join(wanted) or 'single answers'}, which only data "
+                f"can hold, but stage {self.name!r} has {' and '.join(held) or 'none'}. Use data: {{path: …}}, or "
+                f"data: {{sampled: {{keep: {' or '.join(wanted).replace('steps', 'labels') or 'best'}, …}}}}."
+            )
+
     def __post_init__(self) -> None:
         require(
             (self.env is None) != (self.data is None),
@@ -221,25 +238,18 @@ class Stage:
                 f"{self.sampling.group_size}: every advantage would be 0 and nothing would be learned. Use "
                 "group_size >= 2 (8 is a good start)."
             )
-        wanted = self.method.needs.data
-        kept = self.data.sampled.keep if self.data is not None and self.data.sampled is not None else ""
-        held = {kept} & {"pairs", "labels"}
-        if "steps" in wanted and held == {"labels"}:  # a whole answer is a single step
-            held = wanted
-        if (wanted and (self.data is None or not (self.data.path or wanted <= held))) or (held and not wanted >= held):
-            raise ConfigError(
-                f"{type(self.method).__name__} learns from {' and '.join(wanted) or 'single answers'}, which only data "
-                f"can hold, but stage {self.name!r} has {' and '.join(held) or 'none'}. Use data: {{path: …}}, or "
-                f"data: {{sampled: {{keep: {' or '.join(wanted).replace('steps', 'labels') or 'best'}, …}}}}."
-            )
+        wanted, kept = self.method.needs.data, kept_by(self.data)
+        self.check_rows(self.data)
+        if self.eval.data is not None:
+            self.check_rows(self.eval.data)
         require(
             self.data is None or not self.data.balance or "pairs" in wanted,
             f"data.balance is about pairs, but {type(self.method).__name__} does not learn from pairs. Drop it.",
         )
         require(
-            kept not in ("success", "labels") or self.success is not None,
-            f"stage {self.name!r} samples rows and keeps {kept}, but does not say what a success is. Add success: "
-            "{part: NAME, at_least: 1}.",
+            not {kept, kept_by(self.eval.data)} & {"success", "labels"} or self.success is not None,
+            f"stage {self.name!r} samples rows and keeps success or labels, but does not say what a success is. Add "
+            "success: {part: NAME, at_least: 1}.",
         )
         require(
             self.train.kl_budget is None or self.env is not None,

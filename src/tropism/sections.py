@@ -142,7 +142,8 @@ class Eval:
     env: Named | None = None
     """Where to evaluate. Empty: the stage's own environment."""
     data: Data | None = None
-    """Rows to read instead of playing, for a stage that reads data: the method's loss and metrics on them."""
+    """Rows to read instead of playing, for a stage that reads data: the method's loss and metrics on them. Those of an
+    environment are of tasks that no training sees."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, f"eval.every is {self.every}, but cannot be negative. 0 switches evaluation off.")

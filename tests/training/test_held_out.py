@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tropism
+import world
 from small import FAMILIES, small
 from tropism.config import Data, Train
 from tropism.errors import ConfigError
@@ -14,6 +15,7 @@ from tropism.methods.dpo import DPO
 from tropism.methods.reward_model import RewardModel
 from tropism.methods.sft import SFT
 from tropism.record import Run
+from tropism.training import run
 from tropism.training.fit import load_rows, sifted
 from tropism.training.held_out import HeldOut, of_pairs
 
@@ -110,6 +112,18 @@ def test_sft_has_a_held_out_loss_too(tmp_path):
     assert losses[0] > losses[1] > losses[2]
 
 
+def test_demonstrations_that_are_held_out_are_of_tasks_that_training_does_not_see(path, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, "sifted", lambda rows, *rest: seen.append(rows) or sifted(rows, *rest))
+    data = {"data": {"demos": f"{world.HERE}:World", "episodes": 30}}
+    made = recipe(tmp_path, path, method="sft", eval=data | {"best": ""}, **data)
+    lines = Run(tropism.train(made, quiet=True).path / "s").metrics()
+    train, held_out = ({one.task.seed for row in rows for one in row} for rows in seen)
+    assert len(train) == 30 and len(held_out) == 9 and not train & held_out
+    losses = [line["eval/loss"] for line in lines if "eval/loss" in line]
+    assert losses[0] > losses[1] > losses[2]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -120,6 +134,7 @@ def test_sft_has_a_held_out_loss_too(tmp_path):
             "plays, but eval.data",
         ),
         ({"eval": {"data": {"path": "HERE"}, "best": "eval/accuracy"}}, "eval.best is 'eval/accuracy'"),
+        ({"eval": {"data": {"demos": "tictactoe"}}}, "RewardModel learns from pairs, .* has none"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(change, says, path, tmp_path):

@@ -13,6 +13,8 @@ from small import rollout, turn
 from tropism.config import Named, Sampled
 from tropism.errors import ConfigError
 from tropism.record import Run
+from tropism.training import run as run_module
+from tropism.training.fit import sifted
 from tropism.training.sampled import kept, preferred, unsampled
 from tropism.types import Ask
 
@@ -152,6 +154,18 @@ def test_own_pairs_teach_dpo_and_can_be_read_again(tmp_path):
     other = [line for line in Run(tropism.train(again, quiet=True).path / "own").metrics() if "loss" in line]
     for name in ("loss", "logps/chosen", "logps/rejected"):
         assert other[0][name] == pytest.approx(lines[0][name], abs=1e-4)
+
+
+def test_pairs_that_are_held_out_are_its_own_replies_to_tasks_that_training_does_not_see(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run_module, "sifted", lambda rows, *rest: seen.append(rows) or sifted(rows, *rest))
+    made = recipe(tmp_path, "dpo", keep="pairs")
+    own = made["stages"][1]
+    own["eval"] = {"every": 4, "tasks": 8, "data": own["data"], "best": "eval/rewards/accuracies"}
+    lines = Run(tropism.train(made, quiet=True).path / "own").metrics()
+    assert [line["step"] for line in lines if "eval/rewards/margins" in line] == [0, 4]
+    train, held_out = ({one.task.columns["question"] for row in rows for one in row} for rows in seen[1:])
+    assert train and held_out and not train & held_out
 
 
 def test_rows_of_an_earlier_stage_are_named_by_it(tmp_path):

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -98,16 +98,22 @@ def sifted(
 
 
 def load_rows(
-    data: Data, words: Render, seed: int, context: int = 1 << 30, asked: frozenset[str] = frozenset()
+    data: Data,
+    words: Render,
+    seed: int,
+    context: int = 1 << 30,
+    asked: frozenset[str] = frozenset(),
+    split: Literal["train", "test"] = "train",
 ) -> list[tuple[Rollout, ...]]:
     """Everything there is to read, rendered once. What cannot be used is a failure that says why.
 
     Args:
         context: how many tokens the model can read.
         asked: `Needs.data` of the method.
+        split: of an environment that demonstrates.
     """
     if data.demos is not None:
-        source = open_source(data.demos.name, data.demos.options, split="train", seed=seed)
+        source = open_source(data.demos.name, data.demos.options, split=split, seed=seed)
         told = [demonstration(source, n, words, data.told) for n in range(data.episodes)]
         if data.told and data.told.share and not any(has_told for _, has_told in told):
             raise ConfigError(

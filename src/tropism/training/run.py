@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -197,27 +198,37 @@ def open_draw(
     seed: int,
     watcher: Watcher,
 ) -> Draw:
-    if stage.data is not None and stage.data.sampled is not None:
-        env = stage.data.sampled.env
-        source = open_source(env.name, env.options, split="train", seed=recipe.seed)
-        score = scoring(stage, env, source, panel, ensemble)
-        checkpoint.seed_generators(seed)  # rewards may draw, and a resume must keep the same rows
-        own = sampled_rows(stage.data.sampled, stage.sampling, source, policy, score, seed, watcher.say)
-        return reading(stage, [usable(row, policy.context) for row in own], seed, watcher)
     if stage.data is not None:
-        asked = stage.method.needs.data
-        data = located(stage.data, recipe, folder)
-        return reading(stage, load_rows(data, policy.words, recipe.seed, policy.context, asked), seed, watcher)
+        rows = open_rows(recipe, stage, stage.data, policy, panel, ensemble, folder, watcher.say)
+        kept, left_out = sifted(rows, stage.train.failure_limit, watcher.say)
+        return Reading(kept, stage.train.batch, seed, left_out, balance=stage.data.balance)
     assert stage.env is not None
     source = open_source(stage.env.name, stage.env.options, split="train", seed=recipe.seed)
     score = scoring(stage, stage.env, source, panel, ensemble)
     return Playing(stage=stage, source=source, policy=policy, score=score, seed=seed, say=watcher.say)
 
 
-def reading(stage: Stage, rows: Sequence[tuple[Rollout, ...]], seed: int, watcher: Watcher) -> Reading:
-    """Of what can be used."""
-    kept, left_out = sifted(rows, stage.train.failure_limit, watcher.say)
-    return Reading(kept, stage.train.batch, seed, left_out, balance=stage.data is not None and stage.data.balance)
+def open_rows(
+    recipe: Recipe,
+    stage: Stage,
+    data: Data,
+    policy: Policy,
+    panel: Panel | None,
+    ensemble: Ensemble | None,
+    folder: Path,
+    say: Callable[[str], None],
+    split: Literal["train", "test"] = "train",
+) -> list[tuple[Rollout, ...]]:
+    """What there is to read, or what the policy writes now; what cannot be used is a failure that says why."""
+    if data.sampled is None:
+        found, asked = located(data, recipe, folder), stage.method.needs.data
+        return load_rows(found, policy.words, recipe.seed, policy.context, asked, split)
+    env, seed = data.sampled.env, seed_of(recipe.seed, stage.name, *(["test"] if split == "test" else []))
+    source = open_source(env.name, env.options, split=split, seed=recipe.seed)
+    score = scoring(stage, env, source, panel, ensemble)
+    checkpoint.seed_generators(seed)  # rewards may draw, and a resume must keep the same rows
+    own = sampled_rows(data.sampled, stage.sampling, source, policy, score, seed, say)
+    return [usable(row, policy.context) for row in own]
 
 
 def open_evaluation(
@@ -235,10 +246,12 @@ def open_evaluation(
     if not stage.eval.every:
         return None
     if stage.eval.data is not None:
-        rows = load_rows(
-            located(stage.eval.data, recipe, folder), policy.words, recipe.seed, policy.context, stage.method.needs.data
-        )
-        held, _ = sifted(rows[: stage.eval.tasks], 1.0, lambda line: say(f"held out: {line}"))
+
+        def held_out(line: str) -> None:
+            say(f"held out: {line}")
+
+        rows = open_rows(recipe, stage, stage.eval.data, policy, panel, ensemble, folder, held_out, "test")
+        held, _ = sifted(rows[: stage.eval.tasks], 1.0, held_out)
         frozen = reference and reference(1.0)
         return HeldOut(rows=held, method=stage.method, policy=policy, train=stage.train, reference=frozen)
     env = evaluated(stage)
