@@ -24,10 +24,12 @@ def method(needs=None, **settings):
     ("settings", "says"),
     [
         *(({name: -1e-9}, f"Made's {name} is -1e-09, but cannot be negative")
-          for name in ("clip_low", "clip_high", "kl", "clip_weight", "decay", "caution", "distill")),
+          for name in ("clip_low", "clip_high", "kl", "clip_weight", "decay", "caution", "distill", "center")),
         *(({name: value}, f"Made's {name} is {value}") for name in ("discount", "trace") for value in (-0.01, 1.01)),
         ({"mix": 0.0}, "Made's mix is 0.0"),
         ({"mix": 1.0}, "Made's mix is 1.0"),
+        ({"label_smoothing": -1e-9}, "Made's label_smoothing is -1e-09"),
+        ({"label_smoothing": 0.5}, "Made's label_smoothing is 0.5"),
         ({"eps": 0.0}, "Made's eps is 0.0"),
         ({"truncate": 0.0}, "Made's truncate is 0.0"),
         ({"dual_clip": 1.2, "clip_high": 0.2}, "Made's dual_clip is 1.2.*1 \\+ clip_high = 1.2"),
@@ -44,9 +46,11 @@ def test_a_value_that_cannot_work_is_refused_by_name(settings, says):
     "settings",
     [
         {},
-        dict.fromkeys(("clip_low", "clip_high", "kl", "clip_weight", "decay", "caution", "distill"), 0.0),
+        dict.fromkeys(("clip_low", "clip_high", "kl", "clip_weight", "decay", "caution", "distill", "center"), 0.0),
         {"discount": 0.0, "trace": 1.0},
         {"discount": 1.0, "trace": 0.0},
+        {"label_smoothing": 0.0},
+        {"label_smoothing": 0.49},
         {"mix": 0.01},
         {"mix": 0.99},
         {"eps": 1e-12, "truncate": 1e-3, "longest": 1},
@@ -64,7 +68,7 @@ def test_a_value_that_works_is_accepted(settings):
 def test_every_method_that_has_such_a_setting_asks(name):
     """Of its own first setting that is among those above, the refusal names class and setting."""
     cls = METHODS[name]
-    shared = ("clip_low", "kl", "truncate", "decay", "caution")
+    shared = ("clip_low", "kl", "truncate", "decay", "caution", "label_smoothing", "center")
     for setting in (key for key in shared if key in inspect.signature(cls).parameters):
         with pytest.raises(ConfigError, match=f"{cls.__name__}'s {setting} is"):
             cls(**{setting: -1})
