@@ -60,7 +60,7 @@ class Constrained:
         """(name of the multiplier, 1 or -1 where the limit is an upper one, the limit, [N] what the part gave); none
         for a batch in which nothing could be scored."""
         both = (("at_least", 1, self.at_least), ("at_most", -1, self.at_most))
-        given = dict(zip(batch.weighted, batch.parts.unbind(1), strict=True)) if batch.weighted else {}
+        given = {name: batch.parts[:, k] for k, name in enumerate(batch.weighted)}
         return [(f"{n}/{way}", sign, limits[n], given[n]) for way, sign, limits in both for n in limits if n in given]
 
     def credit(self, batch: Batch) -> Credit:
