@@ -85,7 +85,7 @@ def test_a_matrix_says_what_each_stage_did_to_what_others_measure_too(tmp_path: 
         runs.append(run)
     html = write_report(runs, tmp_path / "report.html").read_text("utf-8")
     table = Page(html[html.index("<section><h2>What each") : html.index('<section id="sft"')]).text
-    assert table == "What each stage did to the others' lessonsstagegoldsft0.25 → 0.5ppo0.5 → 0.75"
+    assert table == "What each stage did to the others' lessonsheld outsftrmppogold0.25 → 0.5–0.5 → 0.75"
     assert "What each" not in write_report(runs[:2], tmp_path / "two.html").read_text("utf-8")
 
 

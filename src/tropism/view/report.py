@@ -112,22 +112,19 @@ def before_after(table: Mapping[str, Any] | None) -> str:
 
 def matrix(runs: Sequence[Run]) -> str:
     """What each stage did to what others had taught: held-out numbers that several stages measured, before its first
-    step and after its last."""
+    step and after its last. Not `reward`, which is another thing in every stage."""
     found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
     for run in runs:
         lines = [line for line in run.metrics() if any(name.startswith("eval/") for name in line)]
         if len(lines) > 1:
             found[run.path.name] = lines[0], lines[-1]
-    each = [{name for name in after if name.startswith("eval/") and name in before} for before, after in found.values()]
-    every = dict.fromkeys(name for _, after in found.values() for name in after)
-    names = [name for name in every if sum(name in some for some in each) > 1]
-    rows = [
-        [stage, *(f"{cell(a[name])} → {cell(b[name])}" if name in a and name in b else None for name in names)]
-        for stage, (a, b) in found.items()
-        if any(name in a and name in b for name in names)
-    ]
-    columns = ["stage", *(name.removeprefix("eval/") for name in names)]
-    return titled_table("What each stage did to the others' lessons", columns, rows) if names else ""
+    rows = []
+    for name in dict.fromkeys(name for _, after in found.values() for name in after if name.startswith("eval/")):
+        told = {stage: (a[name], b[name]) for stage, (a, b) in found.items() if name in a and name in b}
+        if len(told) > 1 and name not in ("eval/reward", "eval/failures"):
+            values = [" → ".join(map(cell, told[stage])) if stage in told else None for stage in found]
+            rows.append([name.removeprefix("eval/"), *values])
+    return titled_table("What each stage did to the others' lessons", ["held out", *found], rows) if rows else ""
 
 
 def titled_table(title: str, columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
