@@ -1,8 +1,8 @@
 """The over-optimisation laboratory: python bench/overoptimisation.py [--seeds 0 1 2] [--run]
 
 Reads the runs of recipes/overoptimisation.yaml and draws, over the distance from the start, the square root of nats per
-reply, what the proxy says and what gold says: of the best of n, of PPO without and with guards, and of DPO. Gold only
-draws: no stage saw it. With --run what has no run is trained first.
+reply, what the proxy says and what gold says: of the best of n, of PPO without and with guards, and of DPO. Gold labels
+the pairs, with noise; no policy is paid by it and no checkpoint chosen by it. With --run what has no run is trained.
 
     best of n    gold(d) - gold(0) = d (a - b d)          Gao, Schulman and Hilton 2022, arXiv:2210.10760, sec. 3.1
     RL           gold(d) - gold(0) = d (a - b log d)
@@ -35,7 +35,7 @@ from tropism.record import Run
 from tropism.rollout.play import play
 from tropism.training.model import load_policy
 from tropism.training.scorer import Scorer
-from tropism.types import SamplingParams
+from tropism.types import Rollout, SamplingParams, seed_of
 from tropism.view.plots import line_chart
 
 sys.path.append(str(Path(__file__).parent))
@@ -71,11 +71,12 @@ def sampled(run: Path, seed: int) -> tuple[list[list[int]], Tensor]:
     policy = load_policy(Model(path=str(run / "sft"), device="cpu"))
     source = open_source(ENV, {}, split="test", seed=seed)
     tasks = [(source.task(n), n, k) for n in range(TASKS) for k in range(SAMPLES)]
-    params, rollouts = SamplingParams(max_tokens=64, seed=seed), []
+    rollouts: list[Rollout] = []
     for start in range(0, len(tasks), 512):
+        params = SamplingParams(max_tokens=64, seed=seed_of(seed, start))
         rollouts += play(tasks[start : start + 512], source, policy.sampler, policy.words, params, max_turns=1)
     answers = [[*one.turns[-1].context, *one.turns[-1].action] for one in rollouts]
-    return answers, torch.tensor([one.turns[-1].earned["gold"] for one in rollouts], dtype=torch.float64)
+    return answers, torch.tensor([one.turns[-1].earned.get("gold", 0.0) for one in rollouts], dtype=torch.float64)
 
 
 def standard(values: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ def turn_of(points: Sequence[Point], shape: Callable[[float], float]) -> float |
     a, b = fitted(points, shape)
     if b <= 0:
         return None
-    turns = a / (2 * b) if shape is linear else math.exp(min(a / b - 1, 700.0))
+    turns = max(0.0, a / (2 * b)) if shape is linear else math.exp(min(a / b - 1, 700.0))
     return turns if turns < 2 * max(point[0] for point in points) else None
 
 

@@ -36,7 +36,8 @@ def read(name, folder):
         rows = [{"prompt": f"{n}: ", "completion": "abc"[n % 3], "label": n % 2 > 0} for n in range(15)]
     if "steps" in METHODS[name]().needs.data:
         rows = [
-            {"prompt": f"{n}: ", "completions": ["ab", "c"[: n % 2]], "labels": [True, n % 2 > 0]} for n in range(15)
+            {"prompt": f"{n}: ", "completions": ["ab", "cd"[: 1 + n % 2]], "labels": [True, n % 2 > 0]}
+            for n in range(15)
         ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = world.sft(folder)

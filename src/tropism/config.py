@@ -243,6 +243,11 @@ class Stage:
         if self.eval.data is not None:
             self.check_rows(self.eval.data)
         require(
+            self.eval.data is None or not self.eval.data.balance,
+            "eval.data.balance would hide what held-out rows say about length (accuracy/longer, accuracy/shorter). "
+            "Drop it there.",
+        )
+        require(
             self.data is None or not self.data.balance or "pairs" in wanted,
             f"data.balance is about pairs, but {type(self.method).__name__} does not learn from pairs. Drop it.",
         )

@@ -136,7 +136,8 @@ class Eval:
     greedy: bool = False
     """Report the likeliest reply too, as eval/greedy/…"""
     kl: bool = False
-    """Report how far the policy is from the model the stage started as, eval/kl/episode in nats."""
+    """Report how far the policy is from the stage's reference, eval/kl/episode in nats: the model it started as, unless
+    the method names another."""
     best: str = ""
     """The metric that chooses the best checkpoint, e.g. eval/success; the higher the better. Empty: eval/reward."""
     env: Named | None = None
@@ -242,8 +243,12 @@ class Learned:
     def __post_init__(self) -> None:
         require(bool(self.models), "reward_models.who is empty. Name a run that trained a reward model, or several.")
         require(
-            len(set(self.names)) == len(self.names),
-            f"reward_models.who has {', '.join(self.models)}, which end in the same name and could not be told apart.",
+            len(set(self.models)) == len(self.models),
+            f"reward_models.who has {', '.join(self.models)}: twice the same says nothing new. Name each once.",
+        )
+        require(
+            "spread" not in self.names or len(self.models) == 1,
+            "reward_models.who has a model called spread, and so is how far models disagree. Rename that stage.",
         )
         require(self.penalty >= 0, f"reward_models.penalty is {self.penalty}, which would pay for disagreement.")
 
@@ -253,5 +258,7 @@ class Learned:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The last word of each path."""
-        return tuple(PurePath(who).name for who in self.models)
+        """The last word of each path, or as many as tell them apart."""
+        paths = [PurePath(who).parts for who in self.models]
+        tails = (tuple("/".join(parts[-words:]) for parts in paths) for words in range(1, max(map(len, paths)) + 1))
+        return next((names for names in tails if len(set(names)) == len(names)), tuple(self.models))

@@ -241,3 +241,8 @@ def test_the_weight_follows_its_target_by_a_bounded_step(nats, by):
     away = torch.tensor([[nats, 0.0], [nats / 2, nats / 4], [0.0, nats / 4]], dtype=torch.float64)
     found = steered(0.5, away, torch.tensor([3, 8, 8]), target=0.1, horizon=10)
     assert float(found) == pytest.approx(0.5 * (1 + by * 2 / 10))
+
+
+def test_a_batch_without_episodes_leaves_the_weight_as_it_was():
+    none = torch.zeros(0, 3, dtype=torch.float64)
+    assert float(steered(0.1, none, torch.zeros(0, dtype=torch.long), target=2.0, horizon=10)) == 0.1

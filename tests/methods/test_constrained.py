@@ -52,7 +52,7 @@ def test_the_credit_is_that_of_the_weighed_reward():
     for bound, sign in (("at_least", 1.0), ("at_most", -1.0)):
         method = Constrained(scale="none", **{bound: {"part 1": 0.5}})
         found = method.credit(batch.replace(memory={f"part 1/{bound}": torch.tensor(3.0)}))
-        weighed = batch.replace(reward=(batch.parts[:, 0] + sign * 3 * batch.parts[:, 1]) / 4)
+        weighed = batch.replace(reward=(batch.parts[:, 0] + sign * 3 * (batch.parts[:, 1] - 0.5)) / 4)
         close(found.advantage, GRPO(scale="none").credit(weighed).advantage)
         assert found.metrics == {f"multiplier/part 1/{bound}": 3.0}
         close(method.credit(batch).advantage, GRPO(scale="none").credit(batch).advantage)
@@ -65,9 +65,15 @@ def test_a_part_that_does_not_apply_to_an_episode_is_no_zero():
     found = method.remember(batch)
     assert float(found["part 1/at_least"]) == pytest.approx(0.05)
     credit = method.credit(batch.replace(memory={"part 1/at_least": torch.tensor(2.0)})).advantage.sum(1)
-    close(credit, torch.tensor([0.0, 0.0], dtype=F64))  # rewards 0 + 2 / 2 and 1 + nothing
+    kept = torch.tensor([2 * (0.5 - 0.6) / 3, 1 / 3], dtype=F64)  # the second stands at its limit
+    close(credit, kept - kept.mean())
     nowhere = batch.replace(parts=batch.parts * float("nan"), memory=found)
     close(method.remember(nowhere)["part 1/at_least"], found["part 1/at_least"])
+
+
+def test_a_limit_on_a_part_that_nobody_gives_is_refused():
+    with pytest.raises(ConfigError, match="Constrained is about brevty, but the parts are part 0"):
+        Constrained(at_least={"brevty": 1.0}).credit(parted([[0.0], [1.0]], [1.0], size=2))
 
 
 def test_a_batch_in_which_nothing_could_be_scored_forgets_nothing():

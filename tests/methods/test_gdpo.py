@@ -73,6 +73,14 @@ def test_a_part_that_does_not_apply_to_a_sibling_compares_the_others():
     close(found, advantages(GDPO(scale="none", eps=1e-9), apart))
 
 
+def test_parts_that_cancel_earn_nothing():
+    """In float32 their sum is rounding, which the batch's deviation would make as large as any signal."""
+    part = torch.rand(16, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    batch = parted([[0.0, 0.0]] * 16, [0.5, 0.5])
+    batch = batch.replace(parts=torch.stack([part, 1 - part], 1), reward=torch.zeros(16, dtype=torch.float32))
+    assert (GDPO().credit(batch).advantage == 0).all()
+
+
 def test_parts_that_say_nothing_earn_nothing():
     assert (advantages(GDPO(), parted([[1, 2]] * 4, [1.0, 1.0])) == 0).all()
 

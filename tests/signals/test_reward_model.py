@@ -7,7 +7,7 @@ import pytest
 
 from small import rollout, turn
 from tropism.signals.reward_model import PART, SPREAD, Ensemble, by_steps, scales_of, whole
-from tropism.types import Failure
+from tropism.types import Failure, Stop
 
 ROLLOUTS = [rollout(turn([1, 2], [3])), rollout(turn([1], [2]), turn([1, 2, 5], [6, 7]))]
 
@@ -62,6 +62,26 @@ def test_steps_are_probabilities_of_which_one_number_is_made(pool, value):
     assert heard == [[3, 5, 8], [1]]
     assert said == pytest.approx([value, 0.5])
     assert by_steps(lambda *_: [[-1e9, 1e9]], lambda _: False, "mean")([turn([1], [2])]) == pytest.approx([0.5])
+
+
+def test_a_line_that_is_empty_is_no_step_and_a_reply_that_was_cut_ends_where_it_does():
+    heard = []
+
+    def scores(answers, places):
+        heard.extend(places)
+        return [[0.0] * len(some) for some in places]
+
+    lines = turn([1], [5, 9, 9, 6, 9, 2]), turn([1], [9, 5, 2]), turn([1], [5, 9, 6], stop=Stop.truncated)
+    by_steps(scores, lambda token: token == 9, "last")(lines)
+    assert heard == [[2, 6], [1, 3], [2, 3]]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("pool", ["min", "mean", "product", "last"])
+def test_a_step_without_a_finite_score_fails_its_reply(bad, pool):
+    for steps in ([bad, 0.0], [0.0, bad]):
+        member = by_steps(lambda *_, steps=steps: [steps], lambda token: False, pool)
+        assert isinstance(Ensemble([member])(ROLLOUTS[:1])[0], Failure)
 
 
 def test_members_are_put_on_one_scale():

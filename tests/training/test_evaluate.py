@@ -10,6 +10,7 @@ from tropism.config import Eval, Sampling, Train
 from tropism.envs import open_source
 from tropism.rewards.score import score
 from tropism.training.evaluate import Evaluation
+from tropism.types import Failure
 
 SAMPLING = Sampling(max_tokens=4)
 
@@ -102,3 +103,11 @@ def test_the_distance_from_the_start_is_that_of_the_two_models(tmp_path):
         total += float((own - other)[places, ids[0, 1:][places]].sum())
     assert numbers["eval/kl/episode"] == pytest.approx(total / len(rollouts), abs=1e-4) and abs(total) > 1e-2
     assert replace(evaluate, forwards=(measuring[0], measuring[0]))(0)[0]["eval/kl/episode"] == 0
+
+
+def test_where_nothing_could_be_scored_no_distance_is_told(tmp_path):
+    policy = small()
+    evaluate, _ = evaluation(policy, tmp_path, tasks=2, kl=True)
+    broken = replace(evaluate, score=lambda rollouts: [replace(r, failure=Failure("score", "down")) for r in rollouts])
+    numbers, _ = replace(broken, forwards=(policy.measuring(1.0, Train()),) * 2)(0)
+    assert numbers == {"eval/failures": 1.0}

@@ -291,14 +291,14 @@ def test_labels_say_which_answers_are_desirable(tmp_path):
 def test_steps_are_turns_that_earn_their_label(tmp_path):
     """Each ends with a line break, the last with the end of the reply; a whole answer is one step."""
     rows = [
-        {"prompt": "q: ", "completions": ["one", "two"], "labels": [True, 0.25]},
-        {"prompt": [U], "completion": "all", "label": False},
+        {"prompt": "q: ", "completions": ["one\n", "two"], "labels": [True, 0.25]},
+        {"prompt": [U], "completion": [A], "label": False},
     ]
     (first,), (second,) = preferred(tmp_path, rows, STEPS)
     decode, (end, *_) = POLICY.tokenizer.decode, POLICY.words.stop_ids
     assert [(decode(t.action), t.reward) for t in first.turns] == [("one\n", 1.0), (f"two{decode([end])}", 0.25)]
     assert decode(first.turns[1].context) == "q: one\n" and first.reward == 1.25 and first.success
-    assert [(t.reply, t.reward) for t in second.turns] == [("all", 0.0)] and not second.success
+    assert [(t.reply, t.reward) for t in second.turns] == [(A["content"], 0.0)] and not second.success
     (row,) = collate([first], codes={}).turn
     assert row.max() == 1  # both on one row
 
@@ -310,6 +310,8 @@ def test_steps_are_turns_that_earn_their_label(tmp_path):
         ({"prompt": "q", "completions": [], "labels": []}, "completions and labels of one length"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "it needs prompt"),
         ({"prompt": "q", "completion": "a", "label": 2}, "true, false or a probability"),
+        ({"prompt": "q", "completions": ["a\nb", "c"], "labels": [True, True]}, "each is one line"),
+        ({"prompt": "q", "completions": ["a", " "], "labels": [True, True]}, "each is one line"),
     ],
 )
 def test_steps_of_another_form_are_refused(tmp_path, row, says):

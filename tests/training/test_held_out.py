@@ -134,6 +134,7 @@ def test_demonstrations_that_are_held_out_are_of_tasks_that_training_does_not_se
             "plays, but eval.data",
         ),
         ({"eval": {"data": {"path": "HERE"}, "best": "eval/accuracy"}}, "eval.best is 'eval/accuracy'"),
+        ({"eval": {"data": {"path": "HERE", "balance": True}}}, "eval.data.balance would hide"),
         ({"eval": {"data": {"demos": "tictactoe"}}}, "RewardModel learns from pairs, .* has none"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import tropism
 import world
 from again import same, train_until
+from tropism.config import Learned
 from tropism.errors import ConfigError, GuardStopped
 from tropism.record import Run, latest
 
@@ -67,9 +68,20 @@ def test_a_stage_that_reads_data_is_watched_at_its_evaluations(tmp_path):
     assert "eval/low" in found[0]
 
 
-def test_two_models_of_one_name_cannot_be_told_apart(tmp_path):
-    with pytest.raises(ConfigError, match="end in the same name"):
-        tropism.train(recipe(tmp_path, {"who": ["a/rm", "b/rm"]}), quiet=True)
+def test_models_are_called_by_as_much_of_their_paths_as_tells_them_apart():
+    assert Learned(who=("runs/a/rm", "runs/b/rm")).names == ("a/rm", "b/rm")
+    assert Learned(who=("runs/a/rm", "rm2")).names == ("rm", "rm2") and Learned(who="runs/a/rm").names == ("rm",)
+    with pytest.raises(ConfigError, match="twice the same"):
+        Learned(who=("rm", "rm"))
+    with pytest.raises(ConfigError, match="so is how far models disagree"):
+        Learned(who=("rm", "spread"))
+
+
+def test_a_single_model_has_no_part_of_its_own(tmp_path):
+    made = recipe(tmp_path, rewards={"reward_model/rm": 1.0})
+    with pytest.raises(ConfigError, match="there is no reward 'reward_model/rm'"):
+        tropism.train(made, quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_start_models_replies_have_mean_zero_and_deviation_one(tmp_path):

@@ -45,7 +45,7 @@ def steered(weight: float, away: Tensor, episode: Tensor, *, target: float, hori
     [N, T] log p - log q of sampled tokens, 0 off the mask, [N] ids -> []
     """
     count = len(episode.unique())
-    missed = (away.sum() / count / target - 1).clamp(-0.2, 0.2)
+    missed = (away.sum() / (count or 1) / target - 1).clamp(-0.2, 0.2)
     return weight * (1 + missed * count / horizon)
 
 

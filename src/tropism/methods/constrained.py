@@ -19,9 +19,9 @@ from tropism.types import Batch, Credit, Needs, Output, TokenLoss
 class Constrained:
     """GRPO with Lagrange multipliers. Dai et al. 2023 (Safe RLHF), arXiv:2310.12773, sec. 3.3.
 
-    Credit      GRPO's, of (reward + sum_k m_k part_k) / (1 + sum_k m_k), minus where part k has an upper limit; m_k is
-                0 at first, grows while the mean of part k breaks its limit and falls while it keeps it, by rate times
-                the distance
+    Credit      GRPO's, of (reward + sum_k m_k (part_k - limit_k)) / (1 + sum_k m_k), minus where the limit is an upper
+                one; m_k is 0 at first, grows while the mean of part k breaks its limit and falls while it keeps it, by
+                rate times the distance. A part that does not apply to an episode stands at its limit there
     Loss        PPO's clipped surrogate; every episode counts the same
     Needs       what each part gave
     Reduces to  GRPO without limits, and while none has been broken
@@ -61,13 +61,15 @@ class Constrained:
         for a batch in which nothing could be scored."""
         both = (("at_least", 1, self.at_least), ("at_most", -1, self.at_most))
         given = {name: batch.parts[:, k] for k, name in enumerate(batch.weighted)}
-        return [(f"{n}/{way}", sign, limits[n], given[n]) for way, sign, limits in both for n in limits if n in given]
+        if missing := [name for name in self.needs.parts if given and name not in given]:
+            raise ConfigError(f"Constrained is about {', '.join(missing)}, but the parts are {', '.join(given)}.")
+        return [(f"{n}/{way}", sign, limits[n], given[n]) for way, sign, limits in both for n in limits if given]
 
     def credit(self, batch: Batch) -> Credit:
         total, heavy, told = batch.reward, 1.0, {}
-        for name, sign, _, part in self.limits(batch):
+        for name, sign, limit, part in self.limits(batch):
             told[f"multiplier/{name}"] = multiplier = float(batch.memory.get(name, 0.0))
-            total, heavy = total + sign * multiplier * part.nan_to_num(0.0), heavy + multiplier
+            total, heavy = total + sign * multiplier * (part - limit).nan_to_num(0.0), heavy + multiplier
         advantage = group_relative(total / heavy, batch.group, batch.episode, scale=self.scale, eps=self.eps)
         return Credit(spread(advantage, batch.action_mask), metrics=told)
 
@@ -83,14 +85,13 @@ class Constrained:
         return sequence_mean(batch.action_mask, batch.episode)
 
     def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
-        return TokenLoss(
-            *policy_loss(
-                out.logp,
-                batch.proximal_logp,
-                batch.behavior_logp,
-                credit.advantage,
-                low=self.clip_low,
-                high=self.clip_high,
-                limit=self.truncate,
-            )
+        loss, metrics = policy_loss(
+            out.logp,
+            batch.proximal_logp,
+            batch.behavior_logp,
+            credit.advantage,
+            low=self.clip_low,
+            high=self.clip_high,
+            limit=self.truncate,
         )
+        return TokenLoss(loss, metrics)

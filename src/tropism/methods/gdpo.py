@@ -48,11 +48,15 @@ class GDPO:
         return Needs(measured=frozenset({"proximal_logp", "parts"}), sampling=frozenset({"siblings"}))
 
     def credit(self, batch: Batch) -> Credit:
-        total = torch.zeros_like(batch.reward)
+        total, size = torch.zeros_like(batch.reward), torch.zeros_like(batch.reward)
         for k, weight in enumerate(batch.weighted.values()):
             there = batch.parts[:, k].isfinite()
             told = batch.parts[there, k], batch.group[there], batch.episode[there]
-            total[there] += weight * group_relative(*told, scale=self.scale, eps=self.eps)
+            mine = weight * group_relative(*told, scale=self.scale, eps=self.eps)
+            total[there], size[there] = total[there] + mine, size[there] + mine.abs()
+        total = total.masked_fill(
+            total.abs() < 1e-5 * size, 0
+        )  # parts that cancel leave rounding, which would be scaled up
         everyone = torch.zeros_like(batch.group), batch.episode
         return Credit(spread(group_relative(total, *everyone, scale="batch_std", eps=self.eps), batch.action_mask))
 
@@ -60,14 +64,13 @@ class GDPO:
         return sequence_mean(batch.action_mask, batch.episode)
 
     def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
-        return TokenLoss(
-            *policy_loss(
-                out.logp,
-                batch.proximal_logp,
-                batch.behavior_logp,
-                credit.advantage,
-                low=self.clip_low,
-                high=self.clip_high,
-                limit=self.truncate,
-            )
+        loss, metrics = policy_loss(
+            out.logp,
+            batch.proximal_logp,
+            batch.behavior_logp,
+            credit.advantage,
+            low=self.clip_low,
+            high=self.clip_high,
+            limit=self.truncate,
         )
+        return TokenLoss(loss, metrics)

@@ -16,7 +16,7 @@ from tropism.types import Batch, Credit, Needs, Output, TokenLoss
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessReward:
-    """A probability for every step. Lightman et al. 2023, arXiv:2305.20050, sec. 2.4; of whole answers Cobbe et al.
+    """A probability for every step. Lightman et al. 2023, arXiv:2305.20050, sec. 2.6; of whole answers Cobbe et al.
     2021, arXiv:2110.14168, sec. 4.
 
     Credit      none; a token's target is the label of its step

@@ -31,6 +31,6 @@ def soft_overlong(length: int, *, longest: int = 20480, cache: int = 4096) -> fl
 def unfinished(rollouts: Sequence[Rollout]) -> list[dict[str, float]]:
     """1 where the last reply ran into the token limit, else 0: with a negative weight, a price on a missing end token.
 
-    Huang et al. 2024, arXiv:2403.17031, detail 4.2: a reward model has never seen an answer without its end.
+    Huang et al. 2024, arXiv:2403.17031, detail 23: a reward model has never seen an answer without its end.
     """
     return [{"unfinished": float(rollout.turns[-1].stop is Stop.truncated)} for rollout in rollouts]

@@ -58,7 +58,8 @@ def score(
     elif unknown and live and all(any(not isinstance(s, Failure) for s in column) for column in columns.values()):
         raise ConfigError(f"there is no reward part {unknown[0]!r}. {hint(unknown[0], seen)}")
     scores = iter(zip(*columns.values(), strict=True) if columns else ((),) * len(live))
-    return [r if r.failure else _merged(r, next(scores), own, heavy, success) for r in rollouts]
+    known = {part: weight for part, weight in heavy.items() if part in seen or part in own}
+    return [r if r.failure else replace(_merged(r, next(scores), own, heavy, success), weights=known) for r in rollouts]
 
 
 def _ask(name: str, scorer: Scorer, rollouts: Sequence[Rollout]) -> list[Scored | Failure]:
@@ -140,7 +141,6 @@ def _merged(
         rollout,
         turns=tuple(replace(t, reward=float(r)) for t, r in zip(rollout.turns, per_turn, strict=True)),
         rewards=rewards,
-        weights={part: weights[part] for part in rewards if part in weights},
         reward=float(sum(per_turn)),
         success=success is not None and success[0] in rewards and rewards[success[0]] >= success[1],
     )

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tropism.types import Failure, Rollout, Scored, Turn
+from tropism.types import Failure, Rollout, Scored, Stop, Turn
 
 PART, SPREAD = "reward_model", "reward_model/spread"
 """The reward, and the standard deviation of the members: what a user can see of a reply that fools one of them."""
 
 
-def part_of(name: str) -> str:
-    """What one of several says by itself."""
-    return f"{PART}/{name}"
+def beside(members: int, names: Sequence[str]) -> tuple[str, ...]:
+    """The parts that several give beside the reward: how far they disagree, and what each says by itself."""
+    return (SPREAD, *(f"{PART}/{name}" for name in names)) if members > 1 else ()
 
 
 Scores = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], Sequence[Sequence[float]]]
@@ -44,22 +44,25 @@ def whole(scores: Scores) -> Member:
 
 
 def by_steps(scores: Scores, ends: Callable[[int], bool], pool: str) -> Member:
-    """A score is a probability after every step, and these one number: Lightman et al. 2023, arXiv:2305.20050, sec. 2.4
-    and appendix F.2.
+    """A probability after every step, and one number made of these. Lightman et al. 2023, arXiv:2305.20050, sec. 2.6.
 
     Args:
-        ends: token id -> does it end a step? The last token of a reply does.
+        ends: token id -> does it end a line? A line that is empty is no step; the end of a reply ends its last one.
         pool: one of POOLS.
     """
 
+    def places(turn: Turn) -> list[int]:
+        words = turn.action[:-1] if turn.stop is Stop.finished else turn.action
+        lines = [k for k, token in enumerate(words[:-1]) if ends(token) and not (k and ends(words[k - 1]))]
+        return [len(turn.context) + k for k in (*lines, len(turn.action) - 1)]
+
     def member(turns: Sequence[Turn]) -> list[float]:
-        places = []
-        for turn in turns:
-            last = len(turn.action) - 1
-            inner = [k for k, token in enumerate(turn.action) if k < last - 1 and ends(token)]
-            places.append([len(turn.context) + k for k in (*inner, last)])
-        found = scores([[*turn.context, *turn.action] for turn in turns], places)
-        return [POOLS[pool]([1 / (1 + math.exp(-max(-700.0, score))) for score in steps]) for steps in found]
+        found = scores([[*turn.context, *turn.action] for turn in turns], [places(turn) for turn in turns])
+        finite = [all(map(math.isfinite, steps)) for steps in found]
+        return [
+            POOLS[pool]([1 / (1 + math.exp(-max(-700.0, score))) for score in steps]) if good else math.nan
+            for steps, good in zip(found, finite, strict=True)
+        ]
 
     return member
 
@@ -86,7 +89,7 @@ class Ensemble:
     @property
     def recorded(self) -> tuple[str, ...]:
         """The parts that count nothing unless a recipe names them: the reward must not count twice."""
-        return (SPREAD, *map(part_of, self.names)) if len(self.members) > 1 else ()
+        return beside(len(self.members), self.names)
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Scored | Failure]:
         said = [self.scaled(n, scores) for n, scores in enumerate(self.scores(rollouts))]

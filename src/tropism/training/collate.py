@@ -103,7 +103,7 @@ def collate(
             return ABSENT
         return per_token(0, dtype, lambda _, turn: getattr(turn, name), *more)
 
-    weighted = {name: weight for rollout in of for name, weight in rollout.weights.items()} if parts else {}
+    weighted = dict(sorted({name: w for rollout in of for name, w in rollout.weights.items()}.items())) if parts else {}
     likeliest = rows[0].spans[0][2].topk_ids if rows else None
     k = len(likeliest[0]) if likeliest else 0
     return Batch(

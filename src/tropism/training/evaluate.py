@@ -35,8 +35,9 @@ class Evaluation:
         numbers = eval_numbers(rollouts, samples, self.per_reply)
         if self.forwards is not None:
             batch = collate(rollouts, codes={}, device=self.policy.device)
-            own, other = (forward(batch).logp for forward in self.forwards)
-            numbers["kl/episode"] = nats(batch.replace(proximal_logp=own, reference_logp=other))
+            if len(batch):  # else nothing could be scored
+                own, other = (forward(batch).logp for forward in self.forwards)
+                numbers["kl/episode"] = nats(batch.replace(proximal_logp=own, reference_logp=other))
         if self.settings.greedy and self.settings.temperature > 0:
             greedy = eval_numbers(self.play(0.0, 1, version), 1, self.per_reply)
             numbers |= {f"greedy/{name}": value for name, value in greedy.items()}

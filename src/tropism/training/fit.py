@@ -232,12 +232,21 @@ def stepped(row: Mapping[str, Any], number: int, words: Render) -> tuple[Rollout
     """TRL's columns `prompt`, `completions` and `labels`: steps, each ended by a line break, and whether each is right;
     or `completion` and `label`, one step. A label is true, false or a probability. A step is a turn that earns it."""
     steps, labels = row.get("completions"), row.get("labels")
-    if steps is None and labels is None:
+    whole = steps is None and labels is None
+    if whole:
         steps, labels = [row.get("completion")], [row.get("label")]
+        if isinstance(steps[0], list) and len(steps[0]) == 1:  # one message of the assistant
+            steps = [messages(steps[0], number)[0]["content"]]
     if not steps or not labels or len(steps) != len(labels) or not all(isinstance(step, str) for step in steps):
         raise ConfigError(
             f"row {number} has the columns {', '.join(row)}, but this method learns from steps: it needs prompt, and "
-            "completions and labels of one length, or completion and label."
+            "completions and labels of one length, or completion (a text or one message) and label."
+        )
+    steps = steps if whole else [step.removesuffix("\n") for step in steps]
+    if not all(step.strip() for step in steps) or (not whole and any("\n" in step for step in steps)):
+        raise ConfigError(
+            f"row {number} has the steps {steps!r:.120}, but each is one line that says something: scores are read at "
+            "line ends. Split steps at line breaks, and drop empty ones."
         )
     if not all(isinstance(label, bool | int | float) and 0 <= label <= 1 for label in labels):
         raise ConfigError(f"row {number} has the labels {labels!r:.120}, but each is true, false or a probability.")

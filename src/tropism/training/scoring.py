@@ -43,7 +43,8 @@ def scoring(
     weights = weights or own_weights(source, parts)
     if not weights:
         raise ConfigError(f"{env.name} has no reward of its own, so the recipe must name one: rewards: {{…: 1.0}}.")
-    if missing := sorted(stage.method.needs.parts - weights.keys()):
+    missing = sorted(stage.method.needs.parts - weights.keys())
+    if missing and not scorers:  # a scorer may give parts that only its results name
         raise ConfigError(
             f"{type(stage.method).__name__} is about {', '.join(missing)}, but the reward's parts are "
             f"{', '.join(weights)}. Name it in rewards; with weight 0 if it is to be kept and not to be maximised."
@@ -67,7 +68,8 @@ def offered(stage: Stage) -> tuple[str, ...]:
     judged = (PART,) if stage.judge else ()
     if stage.reward_models is None:
         return judged
-    return (*judged, reward_model.PART, reward_model.SPREAD, *map(reward_model.part_of, stage.reward_models.names))
+    names = stage.reward_models.names
+    return (*judged, reward_model.PART, *reward_model.beside(len(names), names))
 
 
 def parts_of(source: Source) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ def before_after(table: Mapping[str, Any] | None) -> str:
 
 def matrix(runs: Sequence[Run]) -> str:
     """What each stage did to what others had taught: held-out numbers that several stages measured, before its first
-    step and after its last. Not `reward`, which is another thing in every stage."""
+    step and after its last. Not those that are another thing in every stage, such as the reward."""
     found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
     for run in runs:
         lines = [line for line in run.metrics() if any(name.startswith("eval/") for name in line)]
@@ -121,7 +121,7 @@ def matrix(runs: Sequence[Run]) -> str:
     rows = []
     for name in dict.fromkeys(name for _, after in found.values() for name in after if name.startswith("eval/")):
         told = {stage: (a[name], b[name]) for stage, (a, b) in found.items() if name in a and name in b}
-        if len(told) > 1 and name not in ("eval/reward", "eval/failures"):
+        if len(told) > 1 and not re.match(r"eval/(reward|failures|loss|success|entropy|pass@|greedy/|kl/)", name):
             values = [" → ".join(map(cell, told[stage])) if stage in told else None for stage in found]
             rows.append([name.removeprefix("eval/"), *values])
     return titled_table("What each stage did to the others' lessons", ["held out", *found], rows) if rows else ""
