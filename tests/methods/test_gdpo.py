@@ -76,9 +76,15 @@ def test_a_part_that_does_not_apply_to_a_sibling_compares_the_others():
 def test_parts_that_cancel_earn_nothing():
     """In float32 their sum is rounding, which the batch's deviation would make as large as any signal."""
     part = torch.rand(16, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    batch = parted([[0.0, 0.0]] * 16, [0.5, 0.5])
-    batch = batch.replace(parts=torch.stack([part, 1 - part], 1), reward=torch.zeros(16, dtype=torch.float32))
-    assert (GDPO().credit(batch).advantage == 0).all()
+    batch = parted([[0.0, 0.0, 0.0]] * 16, [0.5, 0.5, 1.0])
+    parts = torch.stack([part, 1 - part, 0 * part], 1)
+    assert (GDPO().credit(batch.replace(parts=parts, reward=0 * part)).advantage == 0).all()
+
+
+def test_small_rewards_are_no_rounding():
+    batch = parted([[0.0, 0.0], [1e-6, 0.0], [0.0, 1e-6], [1e-6, 1e-6]], [1.0, 1.0])
+    found = advantages(GDPO(scale="none", eps=1e-12), batch)
+    close(found, torch.tensor([-2.0, 0.0, 0.0, 2.0], dtype=F64) / (8 / 3) ** 0.5, atol=1e-4, rtol=0)
 
 
 def test_parts_that_say_nothing_earn_nothing():
