@@ -3,6 +3,7 @@
 Reads the runs of recipes/overoptimisation.yaml and draws, over the distance from the start, the square root of nats per
 reply, what the proxy says and what gold says: of the best of n, of PPO without and with guards, and of DPO. Gold labels
 the pairs, with noise; no policy is paid by it and no checkpoint chosen by it. With --run what has no run is trained.
+A seed's points are kept in bench/overoptimisation/SEED.json and not made again while that file is there.
 
     best of n    gold(d) - gold(0) = d (a - b d)          Gao, Schulman and Hilton 2022, arXiv:2210.10760, sec. 3.1
     RL           gold(d) - gold(0) = d (a - b log d)
@@ -208,7 +209,8 @@ def main() -> int:
     found: dict[int, dict[str, Any]] = {}
     for seed in given.seeds:
         name = f"overoptimisation-{seed}"
-        if given.run and not (Path(given.output) / name).exists():
+        made = (RESULTS / f"{seed}.json").exists() or (Path(given.output) / name).exists()
+        if given.run and not made:
             words = ["train", "recipes/overoptimisation.yaml", f"name={name}", f"seed={seed}", f"output={given.output}"]
             subprocess.run([sys.executable, "-m", "tropism", *words], cwd=ROOT, env=os.environ, check=True)
         found[seed] = of_seed(Path(given.output) / name, seed)
