@@ -19,14 +19,17 @@ Each finished run is a line of bench/signals/SETTING.jsonl, so a command that wa
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,16 +194,26 @@ def named(who: Any, paths: Mapping[str, str]) -> Any:
 
 
 def trained(recipe: dict[str, Any], folder: Path) -> tuple[Path, float]:
-    """(the stage's folder, minutes). A run that fails stops everything: what it says is the answer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{recipe['name']}.yaml"
-    path.write_text(yaml.safe_dump(recipe | {"output": str(folder)}))
-    command = [sys.executable, "-m", "tropism", "train", str(path), "--fresh"]
+    """(the last stage's folder, minutes). A run that fails stops everything: what it says is the answer."""
+    from tropism import train
+
     began = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(recipe, output=str(folder), fresh=True, quiet=True)
     return folder / recipe["name"] / recipe["stages"][-1]["name"], (time.perf_counter() - began) / 60
+
+
+def alone() -> None:
+    """What a process that runs jobs starts with: one thread, and the paths that recipes are written for."""
+    import torch
+
+    torch.set_num_threads(1)
+    os.chdir(ROOT)
+
+
+def workers(count: int) -> ProcessPoolExecutor:
+    """So many processes that each do one run after another, so that a run need not load the libraries anew."""
+    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=alone)
 
 
 def told(stage: Path) -> dict[str, Any]:
@@ -246,7 +259,10 @@ def finished(recipe: dict[str, Any], folder: Path) -> tuple[Path, float]:
     """(the last checkpoint of a recipe of one stage, minutes). One of a run that was stopped half-way is not it."""
     (stage,) = recipe["stages"]
     last = folder / recipe["name"] / stage["name"] / "checkpoints" / f"checkpoint-{stage['train']['steps']}"
-    return last, 0.0 if last.exists() else round(trained(recipe, folder)[1], 2)
+    if last.exists():
+        return last, 0.0
+    with workers(1) as pool:
+        return last, round(pool.submit(trained, recipe, folder).result()[1], 2)
 
 
 def examined(name: str, labels: list[str], paths: Mapping[str, str]) -> None:
@@ -278,17 +294,14 @@ def run(name: str, jobs: list[tuple[str, float, int]], paths: Mapping[str, str],
     """Every job that has no line yet, `cores` at a time."""
     known = {(line["label"], line["rate"], line["seed"]) for line in results(name)}
     missing = [job for job in jobs if job not in known]
-
-    def one(job: tuple[str, float, int]) -> None:
-        stage, minutes = trained(recipe_of(SETTINGS[name], *job, paths), RUNS / name)
-        line = dict(zip(("label", "rate", "seed"), job, strict=True)) | told(stage) | {"minutes": round(minutes, 2)}
-        keep(name, line)
-        shutil.rmtree(stage.parent)
-        print(f"{job[0]:<16} {job[1]:g}  seed {job[2]:<3}  {line['held_out'][-1]:.3f}  {minutes:.1f} min", flush=True)
-
-    with ThreadPoolExecutor(cores) as pool:
-        for future in [pool.submit(one, job) for job in missing]:
-            future.result()
+    with workers(cores) as pool:
+        begun = {pool.submit(trained, recipe_of(SETTINGS[name], *job, paths), RUNS / name): job for job in missing}
+        for future in as_completed(begun):
+            (stage, minutes), (label, rate, seed) = future.result(), begun[future]
+            line = {"label": label, "rate": rate, "seed": seed} | told(stage) | {"minutes": round(minutes, 2)}
+            keep(name, line)
+            shutil.rmtree(stage.parent)
+            print(f"{label:<16} {rate:g}  seed {seed:<3}  {line['held_out'][-1]:.3f}  {minutes:.1f} min", flush=True)
 
 
 def chosen_rates(name: str) -> dict[str, float]:

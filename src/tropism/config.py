@@ -112,7 +112,7 @@ class Train:
     """Online: passes over each rollout batch."""
     mini_batches: int = 1
     """Online: optimizer steps per pass."""
-    micro_tokens: int = 16384
+    micro_tokens: int = 2048
     """Tokens of one forward pass, padding included. Splits the sum only; bounds memory."""
     learning_rate: float = 1e-4
     critic_learning_rate: float | None = None

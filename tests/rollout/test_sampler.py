@@ -215,7 +215,7 @@ def test_draws_follow_the_distribution(temperature):
 def test_a_draw_takes_the_token_where_the_cumulative_distribution_passes_the_noise():
     logp = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).double().log().expand(6, 4)
     noise = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53], dtype=torch.float64)
-    assert draw(logp, noise).tolist() == [0, 0, 2, 2, 3, 3]
+    assert draw(logp.exp(), noise).tolist() == [0, 0, 2, 2, 3, 3]
 
 
 def test_a_draw_works_on_metal_which_has_no_float64():
@@ -229,7 +229,7 @@ def test_a_draw_works_on_metal_which_has_no_float64():
 
 def test_a_token_of_probability_zero_is_never_drawn():
     logp = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).double().log().expand(2, 4)
-    assert draw(logp, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 2]
+    assert draw(logp.exp(), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 2]
 
 
 def test_the_weights_are_the_trainers_own():

@@ -26,7 +26,7 @@ from tropism.types import Batch, Output, Task, TokenLoss
 from tropism.watch import doctor as checks
 
 PLAIN = "prompts are plain text, so this chat model reads them without its template"
-LINES = ("rewards: ", PLAIN, "sampler and trainer: ", "weights: ", "stop token: ", "mask: ", "micro-batches: ")
+LINES = ("rewards: ", PLAIN, "sampler and trainer: ", "decoder: ", "weights: ", "stop token: ", "mask: ", "micro-batches: ")
 
 
 SHARP = world.MODEL | {"shape": world.MODEL["shape"] | {"initializer_range": 0.3, "num_hidden_layers": 2}}
@@ -44,7 +44,7 @@ def test_a_run_that_is_well_passes_every_check_a_line_each():
     job = job_of()
     before = copy.deepcopy(job.policy.module.state_dict())
     assert examine(job) is True
-    assert [line.startswith(start) for line, start in zip(job.watcher.lines, LINES, strict=True)] == [True] * 7
+    assert [line.startswith(start) for line, start in zip(job.watcher.lines, LINES, strict=True)] == [True] * 8
     torch.testing.assert_close(job.policy.module.state_dict(), before, rtol=0, atol=0)
     assert all(p.grad is None for p in job.policy.module.parameters())
 
@@ -52,7 +52,7 @@ def test_a_run_that_is_well_passes_every_check_a_line_each():
 def test_data_that_is_well_passes_the_checks_that_data_can_pass():
     job = job_of(world.sft)
     assert examine(job) is True
-    starts = (PLAIN, *LINES[4:])
+    starts = (PLAIN, *LINES[5:])
     assert [line.startswith(start) for line, start in zip(job.watcher.lines, starts, strict=True)] == [True] * 4
     assert "trained in 8 of 8 replies" in job.watcher.lines[1]
 
@@ -223,5 +223,5 @@ def test_the_command_prints_the_checks_of_every_stage(tmp_path, monkeypatch, cap
     starts = [line.split(": ")[0].removesuffix(":") for line in lines]
     assert not ended.value.code
     online = [start.removesuffix(": ") for start in LINES]
-    assert starts == ["demos", PLAIN, *online[4:], "rl", *online]
+    assert starts == ["demos", PLAIN, *online[5:], "rl", *online]
     assert not (tmp_path / "runs").exists() and lines == doctor(resolved_recipe(recipe, (), {}))

@@ -30,9 +30,13 @@ def log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return (logits / temperature).log_softmax(-1)
 
 
-def entropy(logp: Tensor) -> Tensor:
-    """H = -sum_v p_v log p_v, in nats; [..., V] -> [...]. A token of probability 0 adds 0."""
-    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
+def entropy(logp: Tensor, p: Tensor | None = None) -> Tensor:
+    """H = -sum_v p_v log p_v, in nats; [..., V] -> [...]. A token of probability 0 adds 0.
+
+    Args:
+        p: exp(logp), where it is known.
+    """
+    return -((logp.exp() if p is None else p) * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
 
 
 def of_tokens(logp: Tensor, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:

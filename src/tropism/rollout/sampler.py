@@ -1,32 +1,53 @@
-"""The local sampler: decodes with the trainer's own module, so its weights are never stale and never copied."""
+"""The local sampler: decodes with the trainer's own weights, so they are never stale."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from tropism.maths.logp import entropy, log_softmax
+from tropism.rollout.lean import LeanStream, misfit
 from tropism.types import Failure, SamplingParams, Stop, Turn
+
+
+class Stream(Protocol):
+    """Sequences that are decoded side by side."""
+
+    joins: bool
+    """Sequences may join while others go on; else all of them join at once, and first."""
+
+    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Read prompts; logits [N, V] after each. Their sequences stand behind those that are here."""
+        ...
+
+    def next(self, tokens: Tensor) -> Tensor:
+        """Read one token [B] of each sequence; logits [B, V] after it."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these sequences alone, in this order."""
+        ...
 
 
 class Local:
     """A `Sampler` over any causal language model of transformers, with a KV cache.
 
     Log-probs, entropies and top-K are of softmax(logits / temperature) over the full vocabulary, which is also what
-    tokens are drawn from. Rows that have ended leave the batch once they are half of it. What a prompt draws depends on
-    the seed and on its place in the list alone (to rounding): not on which prompts finish earlier, nor on how the list
-    is cut into batches.
+    tokens are drawn from. What a prompt draws depends on the seed and on its place in the list alone (to rounding): not
+    on which prompts finish earlier, nor on how many are decoded at once.
 
     Args:
         model: a causal language model; read in place.
         stop_ids: ids that end a reply.
         context: longest sequence that the model can read, in tokens.
         precision: enters the forward pass's autocast, the same one that training uses.
-        rows: prompts decoded at once.
+        rows: sequences decoded at once.
+        lean: use the lean decoder where the model allows it.
     """
 
     def __init__(
@@ -36,9 +57,16 @@ class Local:
         context: int,
         precision: Callable[[], AbstractContextManager[Any]],
         rows: int = 256,
+        lean: bool = True,
     ) -> None:
-        self.model, self.context, self.precision, self.rows = model, context, precision, rows
+        self.model, self.context, self.precision, self.rows, self.lean = model, context, precision, rows, lean
         self.stops = torch.tensor(sorted(stop_ids), device=model.device)
+
+    @cached_property
+    def misfit(self) -> str | None:
+        """Why transformers decodes; None where the lean decoder does."""
+        with torch.inference_mode():
+            return misfit(self.model, self.precision) if self.lean else "the lean decoder is off"
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Turn | Failure]:
@@ -47,10 +75,12 @@ class Local:
         turns: list[Turn | Failure] = [self.too_long(prompt) for prompt in prompts]
         fits = [n for n, prompt in enumerate(prompts) if len(prompt) < self.context]
         fits.sort(key=lambda n: len(prompts[n]))
-        for start in range(0, len(fits), self.rows):
-            chunk = fits[start : start + self.rows]
-            drawn = self.decode([prompts[n] for n in chunk], noise[chunk], params)
-            for n, turn in zip(chunk, drawn, strict=True):
+        stream = LeanStream if self.misfit is None else WithCache
+        size = max(1, len(fits)) if stream.joins else self.rows
+        for start in range(0, len(fits), size):
+            some = fits[start : start + size]
+            drawn = self.decode(stream(self.model, self.precision), [prompts[n] for n in some], noise[some], params)
+            for n, turn in zip(some, drawn, strict=True):
                 turns[n] = turn
         return turns
 
@@ -61,61 +91,100 @@ class Local:
             "a reply. Shorten the prompt or use a model with a longer context.",
         )
 
-    def decode(self, prompts: list[Sequence[int]], noise: Tensor, params: SamplingParams) -> list[Turn]:
-        """One reply to each prompt. Rows that have ended leave the batch once they are half of it."""
-        device, width, n = self.model.device, max(len(prompt) for prompt in prompts), len(prompts)
-        tokens = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        place = (mask.cumsum(-1) - 1).clamp(min=0)
+    def decode(self, stream: Stream, prompts: list[Sequence[int]], noise: Tensor, params: SamplingParams) -> list[Turn]:
+        """One reply to each prompt. Once a quarter of the sequences have ended they leave, and others take over."""
+        device = self.model.device
         room = torch.tensor([min(params.max_tokens, self.context - len(p)) for p in prompts], device=device)
-        most = int(room.max())
-        said = Said(n, most, params.top_k, device)
-        rows, live = torch.arange(n, device=device), torch.ones(n, dtype=torch.bool, device=device)
-        noise, cache = noise.to("cpu" if device.type == "mps" else device), None  # Metal has no float64
-        for step in range(most):
-            with self.precision():
-                out = self.model(
-                    input_ids=tokens,
-                    attention_mask=mask,
-                    position_ids=place,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-            cache, logp = out.past_key_values, log_softmax(out.logits[:, -1], params.temperature or 1.0)
-            chosen = logp.argmax(-1) if params.temperature == 0 else draw(logp, noise[rows.to(noise.device), step])
-            said.write(rows, step, live, chosen, logp)
-            live = live & ~torch.isin(chosen, self.stops) & (step + 1 < room[rows])
+        said = Said(len(prompts), int(room.max()), params.top_k, device)
+        noise = noise.to("cpu" if device.type == "mps" else device)  # Metal has no float64
+        rows, live = torch.zeros(0, dtype=torch.long, device=device), torch.zeros(0, dtype=torch.bool, device=device)
+        step, logits, begun = rows, torch.empty(0, device=device), 0
+        while True:
+            if begun < len(prompts) and len(rows) <= self.rows * 3 // 4:
+                new = torch.arange(begun, min(len(prompts), begun + self.rows - len(rows)), device=device)
+                begun += len(new)
+                joined = stream.join([prompts[n] for n in new.tolist()])
+                logits = torch.cat([logits, joined]) if len(rows) else joined
+                rows, step = torch.cat([rows, new]), torch.cat([step, torch.zeros_like(new)])
+                live = torch.cat([live, torch.ones_like(new, dtype=torch.bool)])
+            logp = log_softmax(logits, params.temperature or 1.0)
+            p = logp.exp()
+            at = noise[rows.to(noise.device), step.to(noise.device)]
+            chosen = logp.argmax(-1) if params.temperature == 0 else draw(p, at)
+            said.write(rows, torch.where(live, step, said.longest), live, chosen, logp, p)
+            step = step + live
+            live = live & ~torch.isin(chosen, self.stops) & (step < room[rows])
+            step = step.clamp(max=said.longest - 1)  # only of what has ended
             alive = int(live.sum())
-            if alive == 0:
-                break
-            tokens, mask = chosen[:, None], torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            place = (place[:, -1:] + 1).clamp(max=self.context - 1)  # a row that has ended may stand at the limit
-            if alive * 2 <= len(live):
+            if alive * 4 <= len(live) * 3:
                 keep = live.nonzero()[:, 0]
-                cache.batch_select_indices(keep)
-                tokens, place, mask, rows, live = tokens[keep], place[keep], mask[keep], rows[keep], live[keep]
-        return said.turns(prompts, set(self.stops.tolist()))
+                stream.keep(keep)
+                rows, step, live, chosen = rows[keep], step[keep], live[keep], chosen[keep]
+            if alive:
+                logits = stream.next(chosen)
+            elif begun == len(prompts):
+                return said.turns(prompts, set(self.stops.tolist()))
+
+
+class WithCache:
+    """Any causal language model, decoded by transformers. Padded on the left."""
+
+    joins = False
+
+    def __init__(self, module: Any, precision: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.module, self.precision, self.cache = module, precision, None
+        self.context = int(getattr(module.config, "max_position_embeddings", 1 << 30))
+
+    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        width, device = max(len(prompt) for prompt in prompts), self.module.device
+        tokens = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
+        self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        return self.read(tokens, (self.mask.cumsum(-1) - 1).clamp(min=0))
+
+    def next(self, tokens: Tensor) -> Tensor:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+        place = (self.place[:, -1:] + 1).clamp(max=self.context - 1)  # one that has ended may stand at the limit
+        return self.read(tokens[:, None], place)
+
+    def read(self, tokens: Tensor, place: Tensor) -> Tensor:
+        with self.precision():
+            out = self.module(
+                input_ids=tokens,
+                attention_mask=self.mask,
+                position_ids=place,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.cache, self.place = out.past_key_values, place
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        assert self.cache is not None
+        self.cache.batch_select_indices(rows)
+        self.mask, self.place = self.mask[rows], self.place[rows]
 
 
 class Said:
-    """What was chosen so far: [N, longest reply], read up to `length` of each row."""
+    """What was chosen so far: [N, longest reply + 1], read up to `length` of each row; the last place is for scraps."""
 
     def __init__(self, rows: int, longest: int, top_k: int, device: torch.device) -> None:
+        self.longest = longest
         self.length = torch.zeros(rows, dtype=torch.long, device=device)
-        self.action = torch.zeros(rows, longest, dtype=torch.long, device=device)
-        self.logp, self.entropy = (torch.zeros(rows, longest, device=device) for _ in range(2))
-        self.topk_ids = torch.zeros(rows, longest, top_k, dtype=torch.long, device=device)
-        self.topk_logp = torch.zeros(rows, longest, top_k, device=device)
+        self.action = torch.zeros(rows, longest + 1, dtype=torch.long, device=device)
+        self.logp, self.entropy = (torch.zeros(rows, longest + 1, device=device) for _ in range(2))
+        self.topk_ids = torch.zeros(rows, longest + 1, top_k, dtype=torch.long, device=device)
+        self.topk_logp = torch.zeros(rows, longest + 1, top_k, device=device)
 
-    def write(self, rows: Tensor, step: int, live: Tensor, chosen: Tensor, logp: Tensor) -> None:
+    def write(self, rows: Tensor, places: Tensor, live: Tensor, chosen: Tensor, logp: Tensor, p: Tensor) -> None:
         self.length[rows] += live
-        self.action[rows, step] = chosen
-        self.logp[rows, step] = logp.gather(-1, chosen[:, None])[:, 0]
-        self.entropy[rows, step] = entropy(logp)
+        self.action[rows, places] = chosen
+        self.logp[rows, places] = logp.gather(-1, chosen[:, None])[:, 0]
+        self.entropy[rows, places] = entropy(logp, p)
         if self.topk_ids.shape[-1]:
             top = logp.topk(self.topk_ids.shape[-1])
-            self.topk_ids[rows, step], self.topk_logp[rows, step] = top.indices, top.values
+            self.topk_ids[rows, places], self.topk_logp[rows, places] = top.indices, top.values
 
     def turns(self, prompts: list[Sequence[int]], stops: set[int]) -> list[Turn]:
         top_k, lengths = self.topk_ids.shape[-1], self.length.tolist()
@@ -131,12 +200,12 @@ class Said:
         return turns
 
 
-def draw(logp: Tensor, noise: Tensor) -> Tensor:
+def draw(p: Tensor, noise: Tensor) -> Tensor:
     """The token at which the cumulative distribution first exceeds `noise` in [0, 1): [N, V], [N] -> [N].
 
-    In float64, and where `noise` is.
+    Summed in float64, and where `noise` is.
     """
-    cumulative = logp.to(noise.device).double().exp().cumsum(-1)
+    cumulative = p.to(noise.device).cumsum(-1, dtype=torch.float64)
     aim = (noise * cumulative[:, -1])[:, None]
-    chosen = torch.searchsorted(cumulative, aim, right=True)[:, 0].clamp(max=logp.shape[-1] - 1)
-    return chosen.to(logp.device)
+    chosen = torch.searchsorted(cumulative, aim, right=True)[:, 0].clamp(max=p.shape[-1] - 1)
+    return chosen.to(p.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tropism.config import Stage
 from tropism.errors import CheckFailed
 from tropism.rewards import find_scorer
+from tropism.rollout.sampler import Local
 from tropism.signals.frozen import measure
 from tropism.teacher import apart
 from tropism.training import benefit
@@ -46,6 +47,9 @@ def examine(job: Job) -> bool:
         draw = job.draw
         line, exact = doctor.agreement(batch, frozen, job.policy.settings.compute)
         job.watcher.say(line)
+        if isinstance(job.policy.sampler, Local):
+            misfit = job.policy.sampler.misfit
+            job.watcher.say("decoder: lean" if misfit is None else f"decoder: that of transformers, for {misfit}")
 
         def again() -> Batch:
             return collated(draw.play(State(step=-2), groups(job), 0), job)

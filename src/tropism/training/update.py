@@ -60,7 +60,7 @@ def update(
     *,
     epochs: int = 1,
     mini_batches: int = 1,
-    micro_tokens: int = 16384,
+    micro_tokens: int = 2048,
     seed: int = 0,
     ranks: Ranks | None = None,
 ) -> tuple[dict[str, float], Tensor]:
