@@ -26,7 +26,16 @@ from tropism.types import Batch, Output, Task, TokenLoss
 from tropism.watch import doctor as checks
 
 PLAIN = "prompts are plain text, so this chat model reads them without its template"
-LINES = ("rewards: ", PLAIN, "sampler and trainer: ", "decoder: ", "weights: ", "stop token: ", "mask: ", "micro-batches: ")
+LINES = (
+    "rewards: ",
+    PLAIN,
+    "sampler and trainer: ",
+    "decoder: ",
+    "weights: ",
+    "stop token: ",
+    "mask: ",
+    "micro-batches: ",
+)
 
 
 SHARP = world.MODEL | {"shape": world.MODEL["shape"] | {"initializer_range": 0.3, "num_hidden_layers": 2}}

@@ -16,19 +16,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch import Tensor
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
+
+from tropism.maths.linear import PLAIN, linear, packed, product, suits
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 """Model types of transformers whose code is of the shape; `misfit` compares the numbers all the same."""
 GROWTH = 64
 """Places by which a cache grows."""
 PACKED_FOR = 128
-"""Rows for which oneDNN lays out weights on a CPU; its products are faster than F.linear's, on some CPUs twice."""
+"""Rows for which a CPU's weights are laid out."""
 READ = 1 << 14
 """Prompt tokens that are read at once, padding included."""
 
-Linear = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -61,15 +63,15 @@ class Layer:
 
     before: Tensor
     """Weight of the norm before attention."""
-    qkv: Linear
+    qkv: Product
     query_key: Tensor | None
     """[H + K, D] weights of the norms of queries and keys."""
-    out: Linear
+    out: Product
     between: Tensor
     """Weight of the norm before the MLP."""
-    gate_up: Linear
+    gate_up: Product
     act: Callable[[Tensor], Tensor]
-    down: Linear
+    down: Product
 
 
 class LeanStream:
@@ -234,16 +236,16 @@ class LeanStream:
             return rms_norm(hidden, hidden.shape[-1:], self.last, self.eps)
 
 
-def joined(parts: Sequence[Any], dtype: torch.dtype) -> Linear:
+def joined(parts: Sequence[Any], dtype: torch.dtype) -> Product:
     """Layers that read the same input as one: [N, in] -> [N, sum of out]. What is not plain is called as it is."""
-    if not all(type(part) is nn.Linear for part in parts):
+    if not all(type(part) in PLAIN for part in parts):
         return (lambda x: parts[0](x)) if len(parts) == 1 else (lambda x: torch.cat([part(x) for part in parts], -1))
     weight = side_by_side([part.weight for part in parts]).to(dtype)
     given = [part.bias for part in parts]
     bias = None if given[0] is None else torch.cat(given).to(dtype)
-    if weight.device.type == "cpu" and dtype == torch.float32 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    if suits(weight, weight):
+        laid_out = packed(weight, PACKED_FOR)
+        return lambda x: product(x, laid_out, bias)
     return lambda x: linear(x, weight, bias)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from tropism.config import Model, Train
 from tropism.errors import ConfigError
-from tropism.maths.logp import entropy, log_softmax, of_tokens, of_topk, placed, predicting
+from tropism.maths.linear import PLAIN, use
+from tropism.maths.logp import placed, predicting, said
 from tropism.record import last_checkpoint, stages_of
 from tropism.rollout.render import Render
 from tropism.rollout.sampler import Local
@@ -40,8 +41,6 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Preset -> (model type, configuration). About half a million parameters each, over bytes."""
 
-CHUNK = 1 << 30
-"""Bytes that log-probs over the vocabulary may take at once where no gradient is kept."""
 ROLES = ("system", "user", "assistant", "tool")
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
@@ -71,6 +70,7 @@ class Policy:
         if settings.lora is not None:
             adapters.add_adapter(self.module, settings.lora, settings.path, seed)
             self.module.eval()
+        use(self.module)
         if settings.gradient_checkpointing:
             recompute(self.module)
         self.context = int(getattr(module.config, "max_position_embeddings", 1 << 30))
@@ -88,43 +88,43 @@ class Policy:
         the values of the states they were chosen in.
 
         Rows are padded on the right, so causal attention alone keeps padding out of every real token; the head runs
-        only at positions that predict an action token of some row.
+        only where the next token is an action.
 
         Args:
             top_k: how many of the likeliest tokens to return; their log-probs too, where the batch names no tokens.
             module: other weights of the same architecture.
         """
-        positions = predicting(batch.action_mask)
-        critic = self.critic if module is None else None
-        said: dict[str, Tensor] = {}
+        mask, module = batch.action_mask, module or self.module
+        critic = self.critic if module is self.module else None
+        at = predicting(mask)
+        tokens, ids = (
+            batch.tokens.flatten()[at + 1],
+            None if batch.topk_ids is None else batch.topk_ids.flatten(0, 1)[at + 1],
+        )
         with self.precision():
             alone = isinstance(critic, OwnCritic)
-            hidden, parts = self.logits(module or self.module, batch, positions, critic is not None and not alone)
-            for some, logits in parts:
-                for name, values in spoken(logits, temperature, batch, some, top_k).items():
-                    said[name] = said[name] + values if name in said else values
+            hidden, states, head = self.states(module, batch, at, critic is not None and not alone)
+            told = said(states, tokens, temperature, **head, ids=ids, top_k=top_k)
+        found = {name: placed(value, mask) for name, value in vars(told).items() if value is not None}
         if critic is not None:
             value = critic(batch.tokens) if alone else critic(hidden.float())[..., 0]
-            said["value"] = placed(value[:, positions], positions, batch.action_mask)
-            said["last_value"] = value.gather(1, batch.length[:, None] - 1)[:, 0]
-        return Output(**said)
+            found["value"] = placed(value.flatten()[at], mask)
+            found["last_value"] = value.gather(1, batch.length[:, None] - 1)[:, 0]
+        return Output(**found)
 
-    def logits(
-        self, module: Any, batch: Batch, positions: Tensor, hidden: bool
-    ) -> tuple[Any, Iterable[tuple[Tensor, Tensor]]]:
-        """(last hidden state [N, T, H] if asked for, pairs of some of the positions and the logits [N, P, V] there).
-
-        Without gradient the head runs on so few positions at a time that its numbers stay within `CHUNK` bytes: with a
-        vocabulary of 151,936 and 12 bytes for each number (logits, log-probs and what entropy needs) one token takes
-        1.8 MB. With gradient everything would be kept for the backward pass anyway.
-        """
-        if torch.is_grad_enabled() or not self.parted:
-            out = module(input_ids=batch.tokens, use_cache=False, logits_to_keep=positions, output_hidden_states=hidden)
-            return out.hidden_states[-1] if hidden else None, [(positions, out.logits)]
+    def states(self, module: Any, batch: Batch, at: Tensor, hidden: bool) -> tuple[Any, Tensor, dict[str, Any]]:
+        """(last hidden state [N, T, H] if asked for; what speaks at these flat places, [M, H] or [M, V]; the head that
+        makes logits of it, or nothing where these are the logits)."""
+        if not self.parted:
+            columns = (at % batch.tokens.shape[1]).unique()
+            out = module(input_ids=batch.tokens, use_cache=False, logits_to_keep=columns, output_hidden_states=hidden)
+            rows, column = at // batch.tokens.shape[1], torch.searchsorted(columns, at % batch.tokens.shape[1])
+            return out.hidden_states[-1] if hidden else None, out.logits[rows, column], {}
         last = module.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
-        head = module.get_output_embeddings()
-        size = max(1, CHUNK // (12 * len(batch) * int(module.config.vocab_size)))
-        return last, ((some, head(last[:, some])) for some in positions.split(size))
+        head, states = module.get_output_embeddings(), last.flatten(0, 1).index_select(0, at)
+        if type(head) in PLAIN:
+            return last, states, {"weight": head.weight, "bias": head.bias}
+        return last, head(states), {}
 
     @cached_property
     def parted(self) -> bool:
@@ -205,23 +205,6 @@ class OwnCritic(torch.nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         values: Tensor = self.head(self.backbone(input_ids=tokens, use_cache=False).last_hidden_state.float())[..., 0]
         return values
-
-
-def spoken(logits: Tensor, temperature: float, batch: Batch, positions: Tensor, top_k: int) -> dict[str, Tensor]:
-    """Fields of `Output` at the tokens that these positions speak about; 0 elsewhere."""
-    logp, mask = log_softmax(logits, temperature), batch.action_mask
-    said = {
-        "logp": of_tokens(logp, batch.tokens, positions, mask),
-        "entropy": placed(entropy(logp), positions, mask),
-    }
-    likeliest = logp.topk(top_k) if top_k else None
-    if likeliest is not None:
-        said["topk_ids"] = placed(likeliest.indices, positions, mask)
-    if batch.topk_ids is not None:
-        said["topk_logp"] = of_topk(logp, batch.topk_ids, positions, mask)
-    elif likeliest is not None:
-        said["topk_logp"] = placed(likeliest.values, positions, mask)
-    return said
 
 
 def recompute(module: Any) -> None:
