@@ -372,13 +372,13 @@ class Needs:
     live: frozenset[str] = frozenset()
     """Names of Output fields beyond logp and entropy, such as `value`."""
     sampling: frozenset[str] = frozenset()
-    """`rollouts`: its own, however few per task; `siblings`: groups of two or more; `contrast`: groups whose rewards
-    differ. Without any of these a method can learn from data."""
+    """`rollouts`: its own; `siblings`: groups of two or more; `contrast`: such as differ in reward. None: data do."""
     data: frozenset[str] = frozenset()
-    """What data must say, for methods that learn from nothing else: `pairs`, a chosen and a rejected answer; `labels`,
-    whether an answer is desirable; `steps`, which of its steps are right."""
+    """What rows must say: `pairs`, two answers in order; `labels`, is one desirable; `steps`, which of them are right."""
     parts: frozenset[str] = frozenset()
     """Parts of the reward that the method knows by name."""
+    by_advantage: bool = False
+    """The loss has no gradient where the advantage is 0, so that episodes without any need no forward pass."""
 
 
 class Method(Protocol):

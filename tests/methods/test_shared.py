@@ -103,3 +103,13 @@ def test_only_what_is_needed_is_read(method):
     optional = {f.name for f in dataclasses.fields(batch) if f.default is None} - {"behavior_logp", "proximal_logp"}
     bare = batch.replace(**dict.fromkeys(optional - method.needs.measured))
     close(gradient(method, weights, bare), gradient(method, weights, batch), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", [one for one in EVERY if one.needs.by_advantage], ids=lambda one: type(one).__name__)
+def test_who_says_that_only_the_advantage_counts_has_no_gradient_without_one(method):
+    weights, batch = toy(method)
+    credit = method.credit(batch)
+    for advantage, there in ((torch.zeros_like(credit.advantage), False), (credit.advantage, True)):
+        loss = method.loss(forward(weights, batch), batch, dataclasses.replace(credit, advantage=advantage))
+        (found,) = torch.autograd.grad((loss.values * method.weights(batch)).sum(), weights)
+        assert bool(found.abs().max() > 0) == there

@@ -1,7 +1,7 @@
 """The update with a real language model. In float64, where only true differences between splits remain."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -86,6 +86,61 @@ def test_micro_batches_change_neither_gradients_nor_metrics(policy, method, mini
         for mine, theirs in zip(cut.gradients, whole.gradients, strict=True):
             close(mine, theirs)
         assert cut_metrics == pytest.approx(metrics) and torch.equal(cut_weights, weights)
+
+
+def equal_groups():
+    """The first two groups earned the same throughout."""
+    return [
+        replace(one, reward=1.0, turns=tuple(replace(turn, reward=0.0) for turn in one.turns)) if one.group < 2 else one
+        for one in episodes()
+    ]
+
+
+@pytest.mark.parametrize("method", [GRPO(), DrGRPO()], ids=["grpo", "dr_grpo"])
+@pytest.mark.parametrize("mini_batches", [1, 2])
+def test_what_has_no_advantage_need_not_pass_forward(policy, method, mini_batches):
+    settings = {"made": equal_groups(), "mini_batches": mini_batches, "micro_tokens": 40}
+    whole, metrics, weights = updated(policy, method, **settings)
+    seen = []
+    real = policy.forward
+    policy.forward = lambda batch, *rest: seen.append(batch.group.tolist()) or real(batch, *rest)
+    try:
+        short, short_metrics, short_weights = updated(policy, method, skip=True, **settings)
+    finally:
+        del policy.forward
+    assert {group for groups in seen for group in groups} == {2, 3}
+    for mine, theirs in zip(short.gradients, whole.gradients, strict=True):
+        close(mine, theirs)
+    assert torch.equal(short_weights, weights) and short_metrics["loss"] == pytest.approx(metrics["loss"])
+
+
+def test_where_nothing_has_an_advantage_the_optimizer_still_steps_with_a_gradient_of_zero(policy):
+    made = [replace(one, reward=1.0) for one in episodes()]
+    still, metrics, _ = updated(policy, GRPO(), made=made, skip=True)
+    assert (still.gradients[0] == 0).all() and metrics["updates"] == 1
+
+
+def test_a_loss_with_a_divergence_lets_nothing_be_left_out(policy):
+    made, found = equal_groups(), []
+    for skip in (False, True):
+        batch, method = batch_of(made, GRPO(kl=0.5))
+        batch = batch.replace(reference_logp=batch.behavior_logp - 0.3 * batch.action_mask)
+        optimizer = Still(list(policy.module.parameters()))
+        update(batch, method.credit(batch), method, policy.forward, optimizer, lambda k: 1.0, skip=skip)
+        found.append(optimizer.gradients[0])
+    close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_entropy_is_of_all_tokens_also_of_those_left_out(policy):
+    with torch.no_grad():
+        batch, method = batch_of(equal_groups(), GRPO())
+        batch = batch.replace(proximal_entropy=policy.forward(batch).entropy)
+    found = []
+    for skip in (False, True):
+        optimizer = Still(list(policy.module.parameters()))
+        metrics, _ = update(batch, method.credit(batch), method, policy.forward, optimizer, lambda k: 1.0, skip=skip)
+        found.append(metrics["entropy"])
+    assert found[0] == pytest.approx(found[1])
 
 
 def test_metrics_are_means_over_action_tokens_and_the_loss_is_per_step(policy):

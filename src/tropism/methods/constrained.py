@@ -54,7 +54,12 @@ class Constrained:
     @property
     def needs(self) -> Needs:
         parts = frozenset({*self.at_least, *self.at_most})
-        return Needs(measured=frozenset({"proximal_logp", "parts"}), sampling=frozenset({"siblings"}), parts=parts)
+        return Needs(
+            measured=frozenset({"proximal_logp", "parts"}),
+            sampling=frozenset({"siblings"}),
+            parts=parts,
+            by_advantage=True,
+        )
 
     def limits(self, batch: Batch) -> list[tuple[str, int, float, Tensor]]:
         """(name of the multiplier, 1 or -1 where the limit is an upper one, the limit, [N] what the part gave); none

@@ -39,7 +39,9 @@ class DAPO:
 
     @property
     def needs(self) -> Needs:
-        return Needs(measured=frozenset({"proximal_logp"}), sampling=frozenset({"siblings", "contrast"}))
+        return Needs(
+            measured=frozenset({"proximal_logp"}), sampling=frozenset({"siblings", "contrast"}), by_advantage=True
+        )
 
     def credit(self, batch: Batch) -> Credit:
         advantage = group_relative(batch.reward, batch.group, batch.episode, scale="std", eps=self.eps)

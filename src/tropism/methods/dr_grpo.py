@@ -38,7 +38,7 @@ class DrGRPO:
 
     @property
     def needs(self) -> Needs:
-        return Needs(measured=frozenset({"proximal_logp"}), sampling=frozenset({"siblings"}))
+        return Needs(measured=frozenset({"proximal_logp"}), sampling=frozenset({"siblings"}), by_advantage=True)
 
     def credit(self, batch: Batch) -> Credit:
         advantage = group_relative(batch.reward, batch.group, batch.episode, scale="none")

@@ -45,7 +45,9 @@ class GDPO:
 
     @property
     def needs(self) -> Needs:
-        return Needs(measured=frozenset({"proximal_logp", "parts"}), sampling=frozenset({"siblings"}))
+        return Needs(
+            measured=frozenset({"proximal_logp", "parts"}), sampling=frozenset({"siblings"}), by_advantage=True
+        )
 
     def credit(self, batch: Batch) -> Credit:
         total, size = torch.zeros_like(batch.reward), torch.zeros_like(batch.reward)

@@ -48,7 +48,9 @@ class GRPO:
     @property
     def needs(self) -> Needs:
         reference = frozenset({"reference_logp"} if self.kl > 0 else ())
-        return Needs(measured=reference | {"proximal_logp"}, sampling=frozenset({"siblings"}))
+        return Needs(
+            measured=reference | {"proximal_logp"}, sampling=frozenset({"siblings"}), by_advantage=self.kl == 0
+        )
 
     def credit(self, batch: Batch) -> Credit:
         advantage = group_relative(batch.reward, batch.group, batch.episode, scale=self.scale, eps=self.eps)

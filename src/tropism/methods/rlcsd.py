@@ -56,7 +56,7 @@ class RLCSD:
     @property
     def needs(self) -> Needs:
         measured = frozenset({"proximal_logp", "teacher_logp", "counter_logp"})
-        return Needs(measured=measured, sampling=frozenset({"siblings"}))
+        return Needs(measured=measured, sampling=frozenset({"siblings"}), by_advantage=True)
 
     def change(self, batch: Batch) -> Tensor:
         """[N, T] what the teacher adds to the advantage."""

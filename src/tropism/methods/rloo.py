@@ -38,7 +38,9 @@ class RLOO:
     @property
     def needs(self) -> Needs:
         reference = frozenset({"reference_logp"} if self.kl > 0 else ())
-        return Needs(measured=reference | {"proximal_logp"}, sampling=frozenset({"siblings"}))
+        return Needs(
+            measured=reference | {"proximal_logp"}, sampling=frozenset({"siblings"}), by_advantage=self.kl == 0
+        )
 
     def credit(self, batch: Batch) -> Credit:
         reward = batch.reward

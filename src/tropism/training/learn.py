@@ -133,6 +133,7 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
             epochs=train.epochs if job.stage.env else 1,
             mini_batches=train.mini_batches if job.stage.env else 1,
             micro_tokens=train.micro_tokens,
+            skip=train.skip,
             seed=seed_of(job.seed, "update", state.step),
             ranks=job.ranks,
         )

@@ -61,6 +61,7 @@ def update(
     epochs: int = 1,
     mini_batches: int = 1,
     micro_tokens: int = 2048,
+    skip: bool = False,
     seed: int = 0,
     ranks: Ranks | None = None,
 ) -> tuple[dict[str, float], Tensor]:
@@ -69,6 +70,8 @@ def update(
     Args:
         batch: this rank's rows.
         credit: this rank's rows of the credit of the whole batch.
+        skip: leave out of the forward pass what has no advantage, where the method says that it has no gradient either;
+            metrics of the loss are then means over what was not left out.
         rate: learning rate of the k-th optimizer step of this batch, k = 0 … epochs * mini_batches - 1.
         seed: decides which groups share a mini-batch. Siblings stay together: what they have in common, such as equal
             first tokens, then meets advantages that sum to zero, and its gradient cancels instead of becoming noise.
@@ -89,7 +92,11 @@ def update(
             weights = method.weights(whole)[mine][:, : mini.tokens.shape[1]]
             recorded[rows] = weights.to(recorded.dtype)
             loss = torch.zeros((), dtype=torch.float64)
-            for part in micro_batch_rows(mini.length, micro_tokens, unit[rows]):
+            if skip and method.needs.by_advantage:
+                parts = deserving(mini, mini_credit, unit[rows], micro_tokens, optimizer, metrics)
+            else:
+                parts = [*micro_batch_rows(mini.length, micro_tokens, unit[rows])]
+            for part in parts:
                 width = int(mini.length[part].max())
                 piece, piece_credit = mini[part].narrow(width), mini_credit[part].narrow(width)
                 out = forward(piece)
@@ -100,7 +107,7 @@ def update(
                 metrics.add({"entropy": out.entropy, **result.metrics}, piece.action_mask)
             losses.append(float(ranks.sum(loss)))
             ranks.sum_gradients(optimizer)
-            steps.append(optimizer.step(rate(done)) if bool(ranks.sum(weights.abs().sum())) else skip(optimizer))
+            steps.append(optimizer.step(rate(done)) if bool(ranks.sum(weights.abs().sum())) else skipped(optimizer))
             done += 1
     moved = [step for step in steps if "skipped" not in step]
     summary = {name: sum(step[name] for step in moved) / len(moved) for name in (moved[0] if moved else ())}
@@ -110,7 +117,22 @@ def update(
     return metrics.means() | summary | {"updates": done - summary["skipped"]}, recorded
 
 
-def skip(optimizer: Optimizer) -> dict[str, float]:
+def deserving(
+    mini: Batch, credit: Credit, unit: Tensor, micro_tokens: int, optimizer: Optimizer, metrics: Metrics
+) -> list[Tensor]:
+    """Micro-batches of the units that have an advantage. The rest leaves a gradient of 0, and the entropy that was
+    measured of it."""
+    heard = torch.isin(unit, unit[(credit.advantage != 0).any(1)])
+    if not heard.all():
+        for parameter in optimizer.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        if mini.proximal_entropy is not None:
+            metrics.add({"entropy": mini.proximal_entropy[~heard]}, mini.action_mask[~heard])
+    rows = heard.nonzero()[:, 0]
+    return [rows[part] for part in micro_batch_rows(mini.length[rows], micro_tokens, unit[rows])]
+
+
+def skipped(optimizer: Optimizer) -> dict[str, float]:
     """No token counted. What the backward passes left is forgotten: 0 times infinity is not 0."""
     for parameter in optimizer.parameters:
         parameter.grad = None
