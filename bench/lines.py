@@ -28,7 +28,7 @@ PATH = [
     "maths/surrogate.py",
     "maths/reduce.py",
 ]
-OUTSIDE = "config, recipe, render, model, optim, record, checkpoint"
+OUTSIDE = "config, recipe, render, model, optim, record, checkpoint, decoders (stream, lean), head in chunks (speak)"
 PEERS = {"TRL": 5419, "prime-rl": 5427, "verl": 7832, "nanochat (one method)": 442}
 
 

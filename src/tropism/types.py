@@ -374,7 +374,7 @@ class Needs:
     sampling: frozenset[str] = frozenset()
     """`rollouts`: its own; `siblings`: groups of two or more; `contrast`: such as differ in reward. None: data do."""
     data: frozenset[str] = frozenset()
-    """What rows must say: `pairs`, two answers in order; `labels`, is one desirable; `steps`, which of them are right."""
+    """What rows must say: `pairs`, two answers in order; `labels`, is it desirable; `steps`, which are right."""
     parts: frozenset[str] = frozenset()
     """Parts of the reward that the method knows by name."""
     by_advantage: bool = False

@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from small import SHAPE, small
 from tropism.config import Lora
 from tropism.rollout.lean import LeanStream, misfit
-from tropism.rollout.sampler import Local, WithCache
+from tropism.rollout.sampler import Local
+from tropism.rollout.stream import WithCache
 from tropism.types import SamplingParams
 
 KINDS = ["llama", "mistral", "qwen2", "qwen3", "gemma"]

@@ -47,10 +47,8 @@ class GRPO:
 
     @property
     def needs(self) -> Needs:
-        reference = frozenset({"reference_logp"} if self.kl > 0 else ())
-        return Needs(
-            measured=reference | {"proximal_logp"}, sampling=frozenset({"siblings"}), by_advantage=self.kl == 0
-        )
+        measured = frozenset({"proximal_logp", "reference_logp"} if self.kl > 0 else {"proximal_logp"})
+        return Needs(measured=measured, sampling=frozenset({"siblings"}), by_advantage=self.kl == 0)
 
     def credit(self, batch: Batch) -> Credit:
         advantage = group_relative(batch.reward, batch.group, batch.episode, scale=self.scale, eps=self.eps)

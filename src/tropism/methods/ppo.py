@@ -82,10 +82,9 @@ class PPO:
 
     @property
     def needs(self) -> Needs:
-        reference = frozenset({"reference_logp"} if self.kl > 0 else ())
-        values = frozenset({"value", "last_value"})
-        measured, live = reference | values | {"proximal_logp"}, frozenset({"value"})
-        return Needs(measured=measured, live=live, sampling=frozenset({"rollouts"}))
+        measured = frozenset({"proximal_logp", "reference_logp"} if self.kl > 0 else {"proximal_logp"})
+        measured |= {"value", "last_value"}
+        return Needs(measured=measured, live=frozenset({"value"}), sampling=frozenset({"rollouts"}))
 
     def decisions(self, batch: Batch) -> Tensor:
         """[N, T] bool: the tokens in whose states the critic is asked."""

@@ -20,7 +20,8 @@ from torch import Tensor
 from tropism.config import Model, Train
 from tropism.errors import ConfigError
 from tropism.maths.linear import PLAIN, use
-from tropism.maths.logp import placed, predicting, said
+from tropism.maths.logp import placed, predicting
+from tropism.maths.speak import said
 from tropism.record import last_checkpoint, stages_of
 from tropism.rollout.render import Render
 from tropism.rollout.sampler import Local

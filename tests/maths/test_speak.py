@@ -1,0 +1,107 @@
+import pytest
+import torch
+
+from tropism.maths.logp import entropy, log_softmax
+from tropism.maths.speak import said
+
+close = torch.testing.assert_close
+
+TOKENS = torch.tensor([1, 1, 2])
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_a_token_of_probability_zero_adds_nothing_to_the_entropy_or_its_gradient():
+    """0 times minus infinity is not a number."""
+    values = torch.tensor([[1.0, 2.0, -torch.inf]], requires_grad=True)
+    out = said(values, torch.tensor([1]), 1.0)
+    plain = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    close(out.entropy, entropy(log_softmax(plain, 1.0)))
+    (gradient,) = torch.autograd.grad(out.entropy.sum() + out.logp.sum(), values)
+    other = said(plain, torch.tensor([1]), 1.0)
+    (without,) = torch.autograd.grad(other.entropy.sum() + other.logp.sum(), plain)
+    close(gradient[:, :2], without)
+    assert gradient[0, 2] == 0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_what_is_said_is_read_off_the_softmax(temperature):
+    logits, ids = drawn(3, 5), torch.tensor([[2, 0, -1], [1, -1, -1], [0, 1, 4]])
+    logp = (logits / temperature).log_softmax(-1)
+    out = said(logits, TOKENS, temperature, ids=ids)
+    close(out.logp, logp[[0, 1, 2], TOKENS])
+    close(out.entropy, torch.distributions.Categorical(logits=logits / temperature).entropy())
+    close(out.topk_logp, torch.stack([logp[n, ids[n]] for n in range(3)]).masked_fill(ids < 0, 0.0))
+    assert said(logits, TOKENS, temperature).topk_logp is None
+
+
+def test_every_id_sums_to_probability_one_and_the_likeliest_come_first():
+    out = said(drawn(3, 5), TOKENS, 1.0, ids=torch.arange(5).expand(3, 5))
+    close(out.topk_logp.exp().sum(-1), torch.ones(3, dtype=torch.float64))
+    best = said(drawn(3, 5), TOKENS, 1.0, top_k=2)
+    close(best.topk_logp, drawn(3, 5).log_softmax(-1).topk(2).values)
+    assert torch.equal(best.topk_ids, drawn(3, 5).topk(2).indices)
+    both = said(drawn(3, 5), TOKENS, 1.0, ids=torch.tensor([[3], [-1], [0]]), top_k=2)
+    assert torch.equal(both.topk_ids, best.topk_ids) and both.topk_logp.shape == (3, 1)
+
+
+def test_nothing_said_is_nothing():
+    out = said(drawn(0, 4), TOKENS[:0], 1.0, weight=drawn(5, 4), top_k=2)
+    assert out.logp.shape == out.entropy.shape == (0,) and out.topk_ids.shape == (0, 2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("most", [1 << 28, 2 * 4 * 5])
+def test_the_gradients_agree_with_finite_differences(temperature, most):
+    """With a head and without one; at once, and in chunks of two tokens."""
+    ids = torch.tensor([[1, 2, -1], [0, -1, 4], [2, 3, 1]])
+
+    def outputs(out):
+        return out.logp, out.entropy, out.topk_logp
+
+    def by_head(states, weight, bias):
+        return outputs(said(states, TOKENS, temperature, weight=weight, bias=bias, ids=ids, most=most))
+
+    given = tuple(drawn(*shape, seed=n).requires_grad_() for n, shape in enumerate([(3, 4), (5, 4), (5,)]))
+    assert torch.autograd.gradcheck(by_head, given)
+    assert torch.autograd.gradcheck(
+        lambda logits: outputs(said(logits, TOKENS, temperature, ids=ids, most=most)), drawn(3, 5).requires_grad_()
+    )
+    assert torch.autograd.gradcheck(
+        lambda states: said(states, TOKENS, temperature, weight=drawn(5, 4), most=most).logp,
+        drawn(3, 4).requires_grad_(),
+    )
+
+
+def test_chunks_change_nothing():
+    states, weight, tokens = drawn(7, 4), drawn(6, 4, seed=1), torch.arange(7) % 6
+    whole = said(states, tokens, 0.8, weight=weight, top_k=3)
+    for rows in (1, 2, 6):
+        parts = said(states, tokens, 0.8, weight=weight, top_k=3, most=4 * 6 * rows)
+        for name, value in vars(whole).items():
+            close(getattr(parts, name), value)
+
+
+def test_no_array_over_the_vocabulary_outgrows_a_chunk(monkeypatch):
+    import tropism.maths.speak as module
+
+    real, sizes = module.log_softmax, []
+    monkeypatch.setattr(module, "log_softmax", lambda z, t: sizes.append(z.numel()) or real(z, t))
+    weight = drawn(50, 4, seed=1).requires_grad_()
+    said(drawn(40, 4), torch.arange(40), 1.0, weight=weight, most=4 * 50 * 8).logp.sum().backward()
+    assert sizes == [8 * 50] * 10
+
+
+@pytest.mark.parametrize("given", ["states", "logits"])
+def test_half_precision_computes_the_products_and_nothing_else(given):
+    states, weight = drawn(3, 16).float().requires_grad_(), drawn(5, 16, seed=1).float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        head = {"weight": weight} if given == "states" else {}
+        out = said(states if head else states @ weight.t(), TOKENS, 1.0, **head)
+        out.logp.sum().backward()
+    close(out.logp, said(states, TOKENS, 1.0, weight=weight).logp, atol=0.05, rtol=0.05)
+    assert out.logp.dtype == out.entropy.dtype == weight.grad.dtype == states.grad.dtype == torch.float32
+    expected = torch.autograd.grad(said(states, TOKENS, 1.0, weight=weight).logp.sum(), weight)[0]
+    close(weight.grad, expected, atol=0.05 * float(expected.abs().max()), rtol=0)
