@@ -151,16 +151,21 @@ class LeanStream:
         span = torch.arange(self.longest, device=tokens.device)
         bias = torch.zeros(size, 1, 1, self.longest, dtype=self.dtype, device=tokens.device)
         bias.masked_fill_((span > self.place[:, None])[:, None, None], -torch.inf)
-        rows, grouped = (
-            torch.arange(size, device=tokens.device),
-            (size, self.groups, self.heads // self.groups, self.width),
-        )
+        rows = torch.arange(size, device=tokens.device)
+        grouped = (size, self.groups, self.heads // self.groups, self.width)
+        by_products = tokens.device.type == "cpu" and self.dtype == torch.float32
+        scores = bias.expand(*grouped[:3], -1).flatten(0, 1) if by_products else bias
 
         def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = self.keys[number], self.values[number]
             keys[rows, :, self.place], values[rows, :, self.place] = key[:, 0], value[:, 0]
-            seen = keys[:size, :, : self.longest], values[:size, :, : self.longest]
-            return scaled_dot_product_attention(query.reshape(grouped), *seen, attn_mask=bias)
+            keys, values = keys[:size, :, : self.longest], values[:size, :, : self.longest]
+            query = query.reshape(grouped)
+            if not by_products:
+                return scaled_dot_product_attention(query, keys, values, attn_mask=bias)
+            keys = keys.flatten(0, 1).transpose(1, 2)  # many small products: torch's kernel takes a quarter longer
+            seen = torch.baddbmm(scores, query.flatten(0, 1), keys, alpha=self.width**-0.5).softmax(-1)
+            return torch.bmm(seen, values.flatten(0, 1))
 
         hidden = self.run(tokens[:, None], self.place[:, None], attend)
         self.place = self.place + 1
