@@ -27,7 +27,7 @@ from tropism.config import Model
 from tropism.maths.reduce import spread
 from tropism.methods.grpo import GRPO
 from tropism.record import Run, latest
-from tropism.training import checkpoint, learn
+from tropism.training import checkpoint, learn, ranks
 from tropism.training.model import load_policy
 from tropism.training.optim import AdamW
 from tropism.types import Batch, Credit
@@ -69,7 +69,7 @@ def in_play() -> None:
             before(Episode, "tell", now(8))  # the second reply of the second of six episodes
         return False
 
-    before(learn, "play", armed)
+    before(ranks, "play", armed)
 
 
 def in_scoring() -> None:

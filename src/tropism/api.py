@@ -14,7 +14,8 @@ from tropism import recipe as recipes
 from tropism.config import Eval, Model, Named, Recipe, Sampling
 from tropism.errors import ConfigError
 from tropism.methods import METHODS
-from tropism.record import Run, Watcher, last_checkpoint, stages_of
+from tropism.record import Lines, Run, Watcher, last_checkpoint, stages_of
+from tropism.training import processes
 from tropism.training import run as training
 from tropism.training.evaluate import Evaluation
 from tropism.training.examine import examine
@@ -74,7 +75,8 @@ def train(
         ]
         together = Together(watchers)
         try:
-            done = training.run(resolved, together, resume=resume, fresh=fresh)
+            with processes.together(resolved, progress.say, resume=resume):
+                done = training.run(resolved, together, resume=resume, fresh=fresh)
         except Exception:
             if together.began:
                 with contextlib.suppress(Exception):  # what stopped the run is the news, not that its report fails too
@@ -237,22 +239,6 @@ def sample(
     chat = Chat(model, temperature=temperature, max_tokens=max_tokens, seed=seed, device=device)
     asked: Prompt = ({"role": "user", "content": prompt},) if chat.policy.words.chat else prompt
     return chat.replies(asked, n)
-
-
-class Lines:
-    """A watcher that keeps what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str, mark: tuple[int, int] = (0, 0)) -> None:
-        self.lines.append(text)
-
-    def begin(self, stage: str, steps: int, done: int) -> None: ...
-
-    def step(self, step: int, metrics: Mapping[str, float], rollouts: Any) -> None: ...
-
-    def end(self, stage: str) -> None: ...
 
 
 def doctor(recipe: Recipe, watcher: Watcher | None = None) -> list[str]:

@@ -306,9 +306,15 @@ class Recipe:
     output: str = "runs"
     """Folder of all runs; this one is written to output/name."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    processes: int | Literal["auto"] = 1
+    """That train together on a CPU, one thread each; auto: one per core, where that is faster than threads."""
 
     def __post_init__(self) -> None:
         require(bool(self.stages), f"recipe {self.name!r} has no stages, so there is nothing to do.")
+        require(
+            self.processes == "auto" or self.processes > 0,
+            f"processes is {self.processes}, but somebody has to train. Use 1, more, or auto.",
+        )
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"recipe {self.name!r} has two stages of one name: {', '.join(names)}.")
         for number, stage in enumerate(self.stages):

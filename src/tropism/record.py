@@ -91,6 +91,22 @@ class Watcher(Protocol):
     def end(self, stage: str) -> None: ...
 
 
+class Lines:
+    """A watcher that keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str, mark: tuple[int, int] = (0, 0)) -> None:
+        self.lines.append(text)
+
+    def begin(self, stage: str, steps: int, done: int) -> None: ...
+
+    def step(self, step: int, metrics: Mapping[str, float], rollouts: Sequence[Rollout]) -> None: ...
+
+    def end(self, stage: str) -> None: ...
+
+
 @contextmanager
 def saving(path: Path) -> Iterator[None]:
     """Turns a full disk, within the block that writes `path`, into an error that says what to do."""
@@ -267,6 +283,16 @@ class Run:
     def notes(self) -> dict[str, Any]:
         path = self.path / "notes.json"
         return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+
+
+class Unwritten(Run):
+    """A run whose record another process writes."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def save_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]], kind: Kind = "train") -> None: ...
+
+    def note(self, name: str, value: Mapping[str, Any]) -> None: ...
 
 
 def number(value: float) -> float | None:

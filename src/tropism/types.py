@@ -198,6 +198,8 @@ class SamplingParams:
     seed: int = 0
     top_k: int = 0
     """How many of the likeliest tokens to return at each position; 0 for none. It never changes what is drawn."""
+    places: Sequence[int] = ()
+    """Number of each prompt, which decides its draws; empty: its place in the list."""
 
 
 class Sampler(Protocol):
@@ -327,8 +329,7 @@ class Credit:
         return Credit(self.advantage[rows], None if self.target is None else self.target[rows], self.metrics)
 
     def narrow(self, width: int) -> Credit:
-        target = None if self.target is None else self.target[:, :width]
-        return Credit(self.advantage[:, :width], target, self.metrics)
+        return self[:, :width]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,8 +357,7 @@ class TokenLoss:
     values: Tensor
     """[N, T], with gradient."""
     metrics: Mapping[str, Tensor | tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """name -> [N, T], or that and where it applies, [N, T] bool; the record shows their mean there, else over action
-    tokens."""
+    """name -> [N, T], or that and where it applies, [N, T] bool; the record shows means, else of action tokens."""
 
 
 # -------------------------------------------------------------------------------------------------------------- methods

@@ -108,7 +108,8 @@ def test_what_has_no_advantage_need_not_pass_forward(policy, method, mini_batche
         short, short_metrics, short_weights = updated(policy, method, skip=True, **settings)
     finally:
         del policy.forward
-    assert {group for groups in seen for group in groups} == {2, 3}
+    heard = {group for groups in seen for group in groups}
+    assert heard == {2, 3} if mini_batches == 1 else {2, 3} <= heard
     for mine, theirs in zip(short.gradients, whole.gradients, strict=True):
         close(mine, theirs)
     assert torch.equal(short_weights, weights) and short_metrics["loss"] == pytest.approx(metrics["loss"])

@@ -126,20 +126,25 @@ def play(
     *,
     max_turns: int,
     version: int = 0,
+    places: Sequence[int] | None = None,
 ) -> list[Rollout]:
     """Play every (task, group, sibling) to its end, or to `max_turns` replies.
+
+    Args:
+        places: number of each among all that are played in this step, where others are played elsewhere.
 
     Returns:
         One rollout per seat that spoke or failed, in the order of `tasks`; not scored yet.
     """
     episodes = [Episode(task, group, sibling, source) for task, group, sibling in tasks]
+    number = {id(episode): n for episode, n in zip(episodes, places or range(len(episodes)), strict=True)}
     live, asked = episodes, 0
     while live and asked < max_turns:
         prompts = [(episode, episode.ask(words)) for episode in live]
         waiting = [(episode, prompt) for episode, prompt in prompts if prompt is not None]
         live = [episode for episode, _ in waiting]
         if live:
-            seeded = replace(params, seed=seed_of(params.seed, asked))
+            seeded = replace(params, seed=seed_of(params.seed, asked), places=[number[id(e)] for e in live])
             for episode, turn in zip(live, sampler([prompt for _, prompt in waiting], seeded), strict=True):
                 episode.tell(turn, words)
         asked += 1

@@ -20,8 +20,8 @@ class Local:
     """A `Sampler` over any causal language model of transformers, with a KV cache.
 
     Log-probs, entropies and top-K are of softmax(logits / temperature) over the full vocabulary, which is also what
-    tokens are drawn from. What a prompt draws depends on the seed and on its place in the list alone (to rounding): not
-    on which prompts finish earlier, nor on how many are decoded at once.
+    tokens are drawn from. What a prompt draws depends on the seed and on its number alone (to rounding): not on which
+    prompts finish earlier, nor on how many are decoded at once.
 
     Args:
         model: a causal language model; read in place.
@@ -53,7 +53,9 @@ class Local:
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Turn | Failure]:
         generator = torch.Generator().manual_seed(params.seed)
-        noise = torch.rand(len(prompts), params.max_tokens, generator=generator, dtype=torch.float64)
+        places = list(params.places or range(len(prompts)))
+        noise = torch.rand(max(places, default=-1) + 1, params.max_tokens, generator=generator, dtype=torch.float64)
+        noise = noise[places]
         turns: list[Turn | Failure] = [self.too_long(prompt) for prompt in prompts]
         fits = [n for n, prompt in enumerate(prompts) if len(prompt) < self.context]
         fits.sort(key=lambda n: len(prompts[n]))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tropism.config import Eval, Sampling
-from tropism.rollout.play import play
 from tropism.signals.frozen import Forward
 from tropism.training.collate import collate
 from tropism.training.model import Policy
 from tropism.training.numbers import eval_numbers, nats
+from tropism.training.ranks import Ranks
 from tropism.types import Rollout, SamplingParams, Source, seed_of
 
 
@@ -27,6 +27,7 @@ class Evaluation:
     per_reply: frozenset[str] = frozenset()
     forwards: tuple[Forward, Forward] | None = None
     """Of the policy and of its reference, to say how far apart they are."""
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __call__(self, version: int) -> tuple[dict[str, float], list[Rollout]]:
         """(metrics named eval/…, the rollouts); with `greedy`, eval/greedy/… as well."""
@@ -48,7 +49,7 @@ class Evaluation:
         params = SamplingParams(
             temperature=temperature, max_tokens=self.sampling.max_tokens, seed=seed_of(self.seed, "eval")
         )
-        rollouts = play(
+        rollouts = self.ranks.play(
             tasks,
             self.source,
             self.policy.sampler,
@@ -57,4 +58,4 @@ class Evaluation:
             max_turns=self.sampling.max_turns,
             version=version,
         )
-        return self.score(rollouts)
+        return self.ranks.agree(self.score, rollouts)

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from tropism.config import Stage
 from tropism.errors import ConfigError, GuardStopped
 from tropism.record import Run, Watcher
-from tropism.rollout.play import play
 from tropism.signals.frozen import Forward, measure
 from tropism.signals.teacher import Tutor
 from tropism.teacher import apart, likeliest
@@ -111,21 +110,25 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         numbers.pop("success", None)
     if not job.stage.env:  # data earns nothing
         numbers = {"failures": numbers["failures"]}
+    ranks = job.ranks
+    dealt = ranks.deal(batch)
     with timed(times, "measure"):
-        batch = measure(batch, job.needs, policy=frozen, exact=job.exact, reference=job.reference)
-        if batch.reference_logp is not None and job.stage.env:
-            numbers["kl/episode"] = nats(batch)
+        own = measure(ranks.share(batch, dealt), job.needs, policy=frozen, exact=job.exact, reference=job.reference)
         if job.tutor is not None:
-            batch, taught = job.tutor.measure(batch, openings(rollouts, apart=apart(method)))
+            begun = openings(rollouts, apart=apart(method))
+            own, taught = job.tutor.measure(own, [begun[n] for n in dealt[ranks.rank].tolist()])
+            taught = ranks.mean(taught, len(own))
             numbers |= taught
             heard(state, taught, train.patience, job.watcher.say)
-        whole, mine = job.ranks.gather(batch)
-        credit = method.credit(whole)[mine].narrow(batch.tokens.shape[1])
+        batch = ranks.whole(batch, own, dealt)
+        if batch.reference_logp is not None and job.stage.env:
+            numbers["kl/episode"] = nats(batch)
+        credit = method.credit(batch)
     with timed(times, "update"):
         per_step = (train.epochs * train.mini_batches) if job.stage.env else 1
         metrics, weights = update(
-            batch,
-            credit,
+            own,
+            credit[dealt[ranks.rank]].narrow(own.tokens.shape[1]) if ranks.size > 1 else credit,
             method,
             lambda rows: policy.forward(rows, temperature),
             job.optimizer,
@@ -135,10 +138,11 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
             micro_tokens=train.micro_tokens,
             skip=train.skip,
             seed=seed_of(job.seed, "update", state.step),
-            ranks=job.ranks,
+            ranks=ranks,
+            among=batch.group,
         )
     if hasattr(method, "remember"):
-        state.memory = method.remember(whole)
+        state.memory = method.remember(batch)
     if job.tutor is not None:
         job.tutor.follow(policy.module, state.step, moved=bool(metrics["updates"]))
     direct = not method.needs.sampling or "topk_logp" in method.needs.live  # such a loss has no credit to give
@@ -149,6 +153,7 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
     state.step += 1
     if job.stage.env and (state.step % train.record_every == 0 or state.step in (1, train.steps)):
         with timed(times, "record"):
+            weights = ranks.rows(weights, dealt, batch.tokens.shape[1])
             job.run.save_rollouts(
                 state.step, record_rows(rollouts, batch, credit.advantage, weights, apart=apart(method))
             )
@@ -181,13 +186,14 @@ class Playing:
     seed: int
     say: Callable[[str], None]
     """Told when `max_draws` is spent before the batch is full."""
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __call__(self, state: State) -> list[Rollout]:
         sampling, contrast = self.stage.sampling, "contrast" in self.stage.method.needs.sampling
         kept: list[Rollout] = []
         missing = sampling.groups
         for draw in range(sampling.max_draws if contrast else 1):
-            rollouts = self.score(self.play(state, missing, draw))
+            rollouts = self.ranks.agree(self.score, self.play(state, missing, draw))
             if contrast:
                 rollouts, full = without_contrast(rollouts, sampling.contrast_on)
                 missing -= full
@@ -211,7 +217,7 @@ class Playing:
             seed=seed_of(self.seed, "play", state.step, draw),
             top_k=likeliest(self.stage.method),
         )
-        return play(
+        return self.ranks.play(
             tasks,
             self.source,
             self.policy.sampler,
@@ -270,8 +276,10 @@ def evaluate(job: Job, state: State) -> None:
 
 
 def save(job: Job, state: State) -> None:
-    checkpoint.save(job.run.checkpoints_dir, job.policy, job.optimizer, state, job.tutor)
-    checkpoint.prune(job.run.checkpoints_dir, job.stage.train.keep, state.best_step)
+    if job.ranks.first:
+        checkpoint.save(job.run.checkpoints_dir, job.policy, job.optimizer, state, job.tutor)
+        checkpoint.prune(job.run.checkpoints_dir, job.stage.train.keep, state.best_step)
+    job.ranks.wait()
 
 
 @contextmanager

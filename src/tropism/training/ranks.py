@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tropism.types import FLAT, Batch
+from tropism.rollout.play import play
+from tropism.types import FLAT, Batch, Rollout, Task
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -44,6 +47,82 @@ class Ranks:
         start = sum(len(part["tokens"]) for part in everyone[: self.rank])
         return batch.replace(**whole), slice(start, start + len(batch))
 
+    @property
+    def first(self) -> bool:
+        """The process that writes, speaks and decides."""
+        return self.rank == 0
+
+    def agree(self, work: Callable[..., T], *given: Any) -> T:
+        """What the first process finds, in all of them; the others wait for it."""
+        if self.size == 1:
+            return work(*given)
+        found: list[Any] = [work(*given) if self.first else None]
+        dist.broadcast_object_list(found, 0)
+        told: T = found[0]
+        return told
+
+    def play(self, tasks: Sequence[tuple[Task, int, int]], *given: Any, **settings: Any) -> list[Rollout]:
+        """`rollout.play`: each process plays some groups, and all get what one alone would play, in its order."""
+        if self.size == 1:
+            return play(tasks, *given, **settings)
+        groups = {group: n for n, group in enumerate(dict.fromkeys(group for _, group, _ in tasks))}
+        mine = [n for n, (_, group, _) in enumerate(tasks) if groups[group] % self.size == self.rank]
+        own = play([tasks[n] for n in mine], *given, **settings, places=mine)
+        everyone: list[list[Rollout]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(everyone, own)
+        number = {(group, sibling): n for n, (_, group, sibling) in enumerate(tasks)}
+        return sorted((r for part in everyone for r in part), key=lambda r: number[r.group, r.sibling])
+
+    def deal(self, batch: Batch) -> list[Tensor]:
+        """Rows of each process: groups stay whole, the largest come first, and go to whoever has the fewest tokens."""
+        if self.size == 1:
+            return [torch.arange(len(batch), device=batch.tokens.device)]
+        names, index = batch.group.unique(return_inverse=True)
+        tokens = torch.zeros(len(names), dtype=torch.long).index_add(0, index.cpu(), batch.length.cpu())
+        load, owner = [0] * self.size, torch.zeros(len(names), dtype=torch.long)
+        for name in tokens.argsort(descending=True, stable=True).tolist():
+            owner[name] = load.index(min(load))
+            load[int(owner[name])] += int(tokens[name])
+        dealt = owner.to(index.device)[index]
+        return [(dealt == rank).nonzero()[:, 0] for rank in range(self.size)]
+
+    def share(self, batch: Batch, dealt: Sequence[Tensor]) -> Batch:
+        """This process's rows, no wider than they must be."""
+        if self.size == 1:
+            return batch
+        rows = batch[dealt[self.rank]]
+        return rows.narrow(int(rows.length.max()))
+
+    def whole(self, batch: Batch, own: Batch, dealt: Sequence[Tensor]) -> Batch:
+        """The batch with what the processes measured of their rows; fields [N, T, K] are None."""
+        if self.size == 1:
+            return own
+        gathered, _ = self.gather(own)
+        back = torch.cat(list(dealt)).argsort()
+        return gathered[back].replace(group=batch.group, episode=batch.episode)
+
+    def rows(self, values: Tensor, dealt: Sequence[Tensor], width: int) -> Tensor:
+        """[n, t] of this process's rows -> [N, T] of all."""
+        if self.size == 1:
+            return values
+        everyone: list[Tensor] = [values] * self.size
+        dist.all_gather_object(everyone, values.cpu())
+        together = torch.cat([padded(part, width, 0) for part in everyone])
+        return together[torch.cat([part.cpu() for part in dealt]).argsort()]
+
+    def mean(self, numbers: Mapping[str, float], rows: int) -> dict[str, float]:
+        """Means over rows of the processes' means; what counts tokens is a sum."""
+        if self.size == 1:
+            return dict(numbers)
+        total = self.total({name: v if name.endswith("/tokens") else v * rows for name, v in numbers.items()})
+        count = self.total({"rows": float(rows)})["rows"]
+        return {name: v if name.endswith("/tokens") else v / max(count, 1.0) for name, v in total.items()}
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
     def sum(self, value: Tensor) -> Tensor:
         if self.size > 1:
             dist.all_reduce(value)
@@ -60,11 +139,16 @@ class Ranks:
 
     def sum_gradients(self, optimizer: Any) -> None:
         """Sum, never average: the weights already divide by what all ranks hold."""
-        if self.size > 1:
-            for parameter in optimizer.parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
+        if self.size == 1:
+            return
+        for parameter in optimizer.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        grads = [parameter.grad for parameter in optimizer.parameters]
+        together = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(together)
+        for grad, summed in zip(grads, together.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(summed.view_as(grad))
 
 
 def padded(value: Tensor, width: int, fill: int) -> Tensor:

@@ -20,7 +20,7 @@ from tropism.config import Data, Model, Named, Recipe, Stage
 from tropism.envs import open_source
 from tropism.envs.rows import read_rows
 from tropism.errors import ConfigError, TropismError
-from tropism.record import Run, Watcher, latest, saved_in
+from tropism.record import Run, Unwritten, Watcher, latest, saved_in
 from tropism.signals.frozen import MEASURED, TAUGHT, Forward
 from tropism.signals.judge import Panel
 from tropism.signals.reward_model import Ensemble
@@ -35,6 +35,7 @@ from tropism.training.judges import open_judge, open_reward_models, open_scorer,
 from tropism.training.learn import Draw, Job, Playing, learn
 from tropism.training.model import Policy, load_policy
 from tropism.training.optim import AdamW
+from tropism.training.ranks import Ranks
 from tropism.training.sampled import ROWS, sampled_rows, write_rows
 from tropism.training.scoring import per_reply, scoring
 from tropism.training.teachers import load_other, open_tutor
@@ -65,25 +66,15 @@ def run(recipe: Recipe, watcher: Watcher, *, resume: bool = False, fresh: bool =
     Raises:
         ConfigError, CheckFailed, GuardStopped: see errors.py.
     """
-    path = Path(recipe.output) / recipe.name
-    if fresh:
-        set_aside(path)
-    if path.exists() and not resume:
-        raise ConfigError(
-            f"{path} holds a run already. Continue it with --resume, move it out of the way with --fresh, or choose "
-            "another name (name=…)."
-        )
-    names = [stage.name for stage in recipe.stages]
-    for number, stage in enumerate(recipe.stages[1:], 1):  # what cannot work is said before others have trained
-        foresee(stage, recipe.seed, names[:number])
-    resumable = begun(path, recipe, watcher) if resume else {}
+    path, ranks = Path(recipe.output) / recipe.name, Ranks()
+    resumable = ranks.agree(prepare, path, recipe, watcher, resume, fresh)
     model, runs, trained = recipe.model, [], 0
     ends: dict[str, Model] = {}
     for stage in recipe.stages:
         record, model = resumable.get(stage.name), ends.get(stage.start, model)
         trained += run_stage(recipe, stage, model, path / stage.name, record, watcher)
         runs.append(Run(path / stage.name))
-        last = latest(runs[-1].checkpoints_dir)
+        last = ranks.agree(latest, runs[-1].checkpoints_dir)
         assert last is not None
         model = ends[stage.name] = replace(recipe.model, path=str(last), shape={})
     # Killed after the last checkpoint, a run still lacks its table and report, which the caller makes from this result.
@@ -97,31 +88,43 @@ def run(recipe: Recipe, watcher: Watcher, *, resume: bool = False, fresh: bool =
     return Result(path, Path(model.path), found.get(best), tuple(runs))
 
 
+def prepare(path: Path, recipe: Recipe, watcher: Watcher, resume: bool, fresh: bool) -> dict[str, Run]:
+    """Make room for the run, or find what there is of it; say what cannot work before anything has trained."""
+    if fresh:
+        set_aside(path)
+    if path.exists() and not resume:
+        raise ConfigError(
+            f"{path} holds a run already. Continue it with --resume, move it out of the way with --fresh, or choose "
+            "another name (name=…)."
+        )
+    names = [stage.name for stage in recipe.stages]
+    for number, stage in enumerate(recipe.stages[1:], 1):
+        foresee(stage, recipe.seed, names[:number])
+    return begun(path, recipe, watcher) if resume else {}
+
+
 def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Run | None, watcher: Watcher) -> int:
     """One stage; returns how many steps it trained now."""
-    start = latest(record.checkpoints_dir) if record else None
+    ranks = Ranks()
+    start = ranks.agree(latest, record.checkpoints_dir) if record else None
     if start is not None and start.name == f"checkpoint-{stage.train.steps}":
         return 0
-    if stage.train.threads:
+    if stage.train.threads and ranks.size == 1:
         torch.set_num_threads(stage.train.threads)
     policy = load_policy(model, recipe.seed)
     job = open_job(recipe, stage, model, policy, path, watcher)
     exact = examine(job)
-    if record is None:
-        Run.create(path, recipes.dump(recipe) | {"stage": stage.name}, versions(policy.device))
-        if isinstance(job.draw, Reading) and job.draw.left_out:
-            job.run.note("left_out", {"rows": list(job.draw.left_out)})
-    if isinstance(job.draw, Reading) and stage.data and stage.data.sampled and not (path / ROWS).exists():
-        write_rows(job.draw.rows, path / ROWS)
-    if "sampler" not in job.run.notes():
-        job.run.note("sampler", {"exact": exact})
-    job = replace(job, exact=job.run.notes()["sampler"]["exact"])  # a resumed run keeps the answer it began with
+    if ranks.first:
+        begin_record(recipe, stage, job, path, record, exact)
+    exact = ranks.agree(lambda: bool(job.run.notes()["sampler"]["exact"]))
+    job = replace(job, exact=exact)  # a resumed run keeps the answer it began with
     checkpoint.seed_generators(job.seed)
     state = checkpoint.restore(start, policy, job.optimizer, job.tutor) if start else State()
     if record is not None:
         if differs := recipes.differences(record.config["versions"], versions(policy.device)):
             watcher.say(f"resumed on other ground, so not bit for bit: {'; '.join(differs)}")
-        redo = record.rewind(state.step if start else -1)  # step 0 is what was measured before training
+        # step 0 is what was measured before training
+        redo = ranks.agree(record.rewind, state.step if start else -1)
         watcher.say(f"resumed {stage.name} at step {state.step}" + (f", {redo} steps set aside" if redo else ""))
     watcher.begin(stage.name, stage.train.steps, state.step)
     done, moved = state.step, state.updates
@@ -135,6 +138,18 @@ def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Ru
             "nothing was learned. The metrics `skipped` and `failures` in metrics.jsonl say when."
         )
     return state.step - done
+
+
+def begin_record(recipe: Recipe, stage: Stage, job: Job, path: Path, record: Run | None, exact: bool) -> None:
+    """What the record of a stage says before its first step."""
+    if record is None:
+        Run.create(path, recipes.dump(recipe) | {"stage": stage.name}, versions(job.policy.device))
+        if isinstance(job.draw, Reading) and job.draw.left_out:
+            job.run.note("left_out", {"rows": list(job.draw.left_out)})
+    if isinstance(job.draw, Reading) and stage.data and stage.data.sampled and not (path / ROWS).exists():
+        write_rows(job.draw.rows, path / ROWS)
+    if "sampler" not in job.run.notes():
+        job.run.note("sampler", {"exact": exact})
 
 
 def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: Path, watcher: Watcher) -> Job:
@@ -167,7 +182,7 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
         policy=policy,
         optimizer=AdamW(policy.module, stage.train, policy.critic),
         draw=draw,
-        run=Run(path),
+        run=Run(path) if Ranks().first else Unwritten(path),
         watcher=watcher,
         seed=seed,
         evaluation=open_evaluation(recipe, stage, policy, panel, ensemble, path.parent, reference, watcher.say),
@@ -345,7 +360,11 @@ def versions(device: torch.device) -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return found | {"python": platform.python_version(), "threads": str(torch.get_num_threads()), "device": where}
+    return (
+        found
+        | {"python": platform.python_version(), "threads": str(torch.get_num_threads()), "device": where}
+        | ({"processes": str(Ranks().size)} if Ranks().size > 1 else {})
+    )
 
 
 def set_aside(path: Path) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 from tropism.config import Sampled, Sampling
 from tropism.errors import ConfigError
 from tropism.record import write
-from tropism.rollout.play import play
 from tropism.training.model import Policy
+from tropism.training.ranks import Ranks
 from tropism.types import Rollout, SamplingParams, Source, Stop, seed_of
 
 ROWS = "rows.jsonl"
@@ -40,6 +40,7 @@ def sampled_rows(
     Raises:
         ConfigError: nothing is kept.
     """
+    ranks = Ranks()
     groups: list[list[Rollout]] = []
     per_call = max(1, AT_ONCE // sampled.samples)
     tasks_of = range(sampled.first, sampled.first + sampled.tasks)
@@ -48,7 +49,8 @@ def sampled_rows(
         params = SamplingParams(
             temperature=sampling.temperature, max_tokens=sampling.max_tokens, seed=seed_of(seed, "sampled", numbers[0])
         )
-        found = score(play(tasks, source, policy.sampler, policy.words, params, max_turns=sampling.max_turns))
+        played = ranks.play(tasks, source, policy.sampler, policy.words, params, max_turns=sampling.max_turns)
+        found = ranks.agree(score, played)
         by_task: dict[int, list[Rollout]] = {n: [] for n in numbers}
         for one in found:
             cut = any(turn.stop is Stop.truncated for turn in one.turns)  # nobody should learn not to stop

@@ -64,6 +64,7 @@ def update(
     skip: bool = False,
     seed: int = 0,
     ranks: Ranks | None = None,
+    among: Tensor | None = None,
 ) -> tuple[dict[str, float], Tensor]:
     """Train on one rollout batch.
 
@@ -76,6 +77,8 @@ def update(
         seed: decides which groups share a mini-batch. Siblings stay together: what they have in common, such as equal
             first tokens, then meets advantages that sum to zero, and its gradient cancels instead of becoming noise.
 
+        among: group ids of the whole batch, where this is a share of it: mini-batches are those of one process.
+
     Returns:
         metrics: means over action tokens, `loss` and `skipped` per optimizer step.
         weights: [N, T] as asked in the last epoch, for the record.
@@ -86,7 +89,7 @@ def update(
     steps: list[dict[str, float]] = []
     unit = inseparable(batch)
     for epoch in range(epochs):
-        for rows in mini_batch_rows(batch.group, mini_batches, seed + epoch):
+        for rows in mini_batch_rows(batch.group, mini_batches, seed + epoch, among):
             mini, mini_credit = batch[rows], credit[rows]
             whole, mine = ranks.gather(mini)
             weights = method.weights(whole)[mine][:, : mini.tokens.shape[1]]
@@ -120,9 +123,11 @@ def update(
 def deserving(
     mini: Batch, credit: Credit, unit: Tensor, micro_tokens: int, optimizer: Optimizer, metrics: Metrics
 ) -> list[Tensor]:
-    """Micro-batches of the units that have an advantage. The rest leaves a gradient of 0, and the entropy that was
-    measured of it."""
+    """Micro-batches of the units that have an advantage, or of a short one if none has, so that there are metrics. The
+    rest leaves a gradient of 0, and the entropy that was measured of it."""
     heard = torch.isin(unit, unit[(credit.advantage != 0).any(1)])
+    if len(unit) and not heard.any():
+        heard = unit == unit[mini.length.argmin()]
     if not heard.all():
         for parameter in optimizer.parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -144,15 +149,15 @@ def inseparable(batch: Batch) -> Tensor:
     return batch.group if batch.behavior_logp is None else batch.episode
 
 
-def mini_batch_rows(unit: Tensor, parts: int, seed: int) -> Iterator[Tensor]:
+def mini_batch_rows(unit: Tensor, parts: int, seed: int, among: Tensor | None = None) -> Iterator[Tensor]:
     """Cut rows into `parts` mini-batches at random; rows of one unit stay together, and in their order."""
-    names, index = unit.unique(return_inverse=True)
+    names = (unit if among is None else among).unique()
     if parts == 1:
         yield torch.arange(len(unit), device=unit.device)
         return
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).to(unit.device)
     for chunk in order.tensor_split(parts):
-        yield torch.isin(index, chunk).nonzero()[:, 0]
+        yield torch.isin(unit, names[chunk]).nonzero()[:, 0]
 
 
 def micro_batch_rows(length: Tensor, tokens: int, unit: Tensor | None = None) -> Iterator[Tensor]:

@@ -1,0 +1,200 @@
+"""Several processes of one thread that train as one: started here, joined by gloo over a file, ended with the run.
+
+Small models on a CPU gain little from threads within an operation, and much from whole operations side by side. Every
+process runs the same recipe; `ranks.py` splits play and gradients among them, and the first one writes the record.
+
+    python -m tropism.training.processes RANK SIZE FOLDER      what each of the others is
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tropism.config import Model, Recipe
+from tropism.errors import ConfigError, TropismError
+from tropism.record import Lines, Run
+
+SECONDS = 0.7
+"""How long each way of using the cores is measured."""
+Say = Callable[[str], None]
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def together(recipe: Recipe, say: Say, *, resume: bool = False) -> Iterator[None]:
+    """As many processes as the recipe asks for, for as long as this lasts.
+
+    Args:
+        say: told what was measured, where the recipe leaves the number open.
+        resume: take the number that the run began with, for its results are repeated with that one alone.
+    """
+    count, measured = recipe.processes, False
+    if count == "auto":
+        known = recorded(recipe) if resume else None
+        count, measured = known or cores(), known is None
+    if count == 1 or dist.is_initialized() or not on_cpu(recipe.model):
+        yield
+        return
+    check(recipe, count)
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "recipe.pickle").write_bytes(pickled(recipe, measured))
+        others = [started(rank, count, folder) for rank in range(1, count)]
+        try:
+            join(0, count, folder, recipe, measured, say, threads)
+            yield
+        except RuntimeError as error:  # gloo: the connection of one that died is closed
+            raise dead(others, folder) or error from error
+        finally:
+            for other in others:
+                other.terminate()
+            for other in others:
+                other.wait()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            torch.set_num_threads(threads)
+
+
+def pickled(recipe: Recipe, measured: bool) -> bytes:
+    try:
+        found = pickle.dumps((recipe, measured))
+        pickle.loads(found)
+    except Exception as error:  # whatever somebody's function or class holds
+        raise ConfigError(
+            f"processes is {recipe.processes}, but the recipe holds what no other process can be given: {error}. "
+            "Name it as file.py:name, or use processes: 1."
+        ) from error
+    if b"__main__" in found:
+        raise ConfigError(
+            f"processes is {recipe.processes}, but a method or reward of the recipe is defined in the program that is "
+            "running, which no other process can import. Name it as file.py:name, or use processes: 1."
+        )
+    return found
+
+
+def recorded(recipe: Recipe) -> int | None:
+    """The number of processes that a run of this name began with."""
+    for stage in recipe.stages:
+        if config := Run(Path(recipe.output) / recipe.name / stage.name).config:
+            return int(config["versions"].get("processes", 1))
+    return None
+
+
+def on_cpu(model: Model) -> bool:
+    return model.device == "cpu" or (model.device == "auto" and not torch.cuda.is_available())
+
+
+def check(recipe: Recipe, count: int) -> None:
+    for stage in recipe.stages:
+        groups = stage.sampling.groups if stage.env else stage.train.batch
+        if groups < count:
+            name = "sampling.groups" if stage.env else "train.batch"
+            raise ConfigError(
+                f"stage {stage.name!r} has {name} = {groups}, too few for {count} processes: no group is parted. Use "
+                f"processes: {groups}, or more groups."
+            )
+
+
+def started(rank: int, count: int, folder: str) -> subprocess.Popen[bytes]:
+    """Another process; what it says goes to a file, for it is news only if it dies."""
+    words = [sys.executable, "-m", "tropism.training.processes", str(rank), str(count), folder]
+    with open(Path(folder) / f"{rank}.log", "wb") as log:
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
+
+
+def dead(others: Sequence[subprocess.Popen[bytes]], folder: str) -> TropismError | None:
+    """Which of the others has died, and its last words; None if none has."""
+    for rank, other in enumerate(others, 1):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if other.wait(2.0):
+                lines = (Path(folder) / f"{rank}.log").read_text("utf-8", "replace").strip().splitlines()
+                why = lines[-1] if lines else f"exit code {other.returncode}"
+                return TropismError(f"process {rank} died: {why}. Continue with --resume.")
+    return None
+
+
+def join(rank: int, count: int, folder: str, recipe: Recipe, measured: bool, say: Say, threads: int) -> bool:
+    """Meet the others; whether they are sent home, because threads are faster."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    if not measured:
+        return False
+    began, work = time.perf_counter(), probe(recipe.model)
+    dist.barrier()
+    many = torch.tensor([rate(work)])
+    dist.all_reduce(many)
+    found = [0.0]
+    if rank == 0:
+        torch.set_num_threads(threads)
+        found = [rate(work) / float(many)]
+        torch.set_num_threads(1)
+    dist.broadcast_object_list(found, 0)
+    faster, seconds = 1 / found[0], time.perf_counter() - began
+    said = f"{faster:.2f} times as fast as one process of {threads} threads (measured in {seconds:.1f} s)"
+    say(f"processes: {count} of one thread are {said}" + ("" if faster > 1 else ", so one is used"))
+    if faster > 1:
+        return False
+    dist.destroy_process_group()
+    torch.set_num_threads(threads)
+    return True
+
+
+def probe(model: Model) -> Callable[[], None]:
+    """A pass forward and back of the model over 32 rows of 48 tokens."""
+    from tropism.training.model import load_policy
+
+    module: Any = load_policy(model, 0).module
+    tokens = torch.randint(int(module.config.vocab_size), (32, 48), generator=torch.Generator().manual_seed(0))
+
+    def work() -> None:
+        module(input_ids=tokens, use_cache=False).logits.logsumexp(-1).sum().backward()
+        module.zero_grad(set_to_none=True)
+
+    return work
+
+
+def rate(work: Callable[[], None]) -> float:
+    """How often a second."""
+    work()
+    began, times = time.perf_counter(), 0
+    while time.perf_counter() - began < SECONDS:
+        work()
+        times += 1
+    return times / (time.perf_counter() - began)
+
+
+def main(rank: int, count: int, folder: str) -> int:
+    """One of the others, from its start to its end."""
+    from tropism.training.run import run
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the first process's business
+    recipe, measured = pickle.loads((Path(folder) / "recipe.pickle").read_bytes())
+    if join(rank, count, folder, recipe, measured, lambda _: None, 1):
+        return 0
+    try:
+        run(recipe, Lines())
+    except TropismError as error:  # the first process says it
+        print(error, file=sys.stderr)
+        return error.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

@@ -1,0 +1,119 @@
+"""Two processes train as one, to rounding; bit for bit among themselves; and they end together."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import again
+import tropism
+import world
+from tropism.api import resolved_recipe
+from tropism.errors import ConfigError
+from tropism.record import Run, latest, saved_in
+from tropism.training import processes
+
+close = torch.testing.assert_close
+
+
+def trained(folder, make=world.grpo, count=2, **changes):
+    return tropism.train(make(folder, **changes) | {"processes": count}, quiet=True).path
+
+
+def weights(stage: Path) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(latest(stage / "checkpoints") / "model.safetensors")
+
+
+@pytest.mark.parametrize("make", [world.grpo, world.ppo, world.sft], ids=["grpo", "ppo", "sft"])
+def test_two_processes_train_as_one(make, tmp_path):
+    """Also with a reward that draws from every generator: the first process alone asks for it."""
+    one, two = (trained(tmp_path / str(count), make, count) for count in (1, 2))
+    (stage,) = [path.name for path in one.iterdir() if path.is_dir()]
+    mine, theirs = Run(two / stage), Run(one / stage)
+    for found, expected in zip(mine.metrics(), theirs.metrics(), strict=True):
+        plain = {name: value for name, value in expected.items() if "time/" not in name}
+        assert {name for name in found if "time/" not in name} == set(plain)
+        for name, value in plain.items():
+            assert found[name] == pytest.approx(value, rel=2e-3, abs=1e-4), name
+    for step in theirs.recorded():
+        columns = ["episode", "turn", "action", "reward", "context"]
+        assert mine.rollouts(step, columns=columns).to_pylist() == theirs.rollouts(step, columns=columns).to_pylist()
+        for found, expected in zip(*(run.rollouts(step).to_pylist() for run in (mine, theirs)), strict=True):
+            for name in ("advantage", "weight", "proximal_logp"):
+                assert (found[name] is None) == (expected[name] is None)
+                assert found[name] is None or found[name] == pytest.approx(expected[name], abs=2e-3)
+    for name, value in weights(one / stage).items():
+        close(weights(two / stage)[name], value, atol=2e-4, rtol=0)
+    assert mine.config["versions"]["processes"] == "2"
+
+
+def test_a_run_of_two_processes_is_continued_bit_for_bit(tmp_path):
+    whole = trained(tmp_path / "whole")
+    cut = trained(tmp_path / "cut")
+    checkpoints = saved_in(cut / "rl" / "checkpoints")
+    for step in sorted(checkpoints)[1:]:
+        subprocess.run(["rm", "-r", checkpoints[step]], check=True)
+    (cut / "report.html").unlink()
+    tropism.train(world.grpo(tmp_path / "cut") | {"processes": 2}, quiet=True, resume=True)
+    again.same(cut, whole, "rl")
+
+
+def test_another_number_of_processes_is_another_run(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(ConfigError, match="made by another recipe"):
+        tropism.train(world.grpo(tmp_path), quiet=True, resume=True)
+
+
+def test_too_many_processes_for_the_groups_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"sampling.groups = 3, too few for 4 processes"):
+        trained(tmp_path, count=4)
+    with pytest.raises(ConfigError, match="somebody has to train"):
+        trained(tmp_path, count=0)
+
+
+def test_what_another_process_cannot_be_given_is_refused(tmp_path):
+    recipe = resolved_recipe(world.grpo(tmp_path) | {"processes": 2}, (), {})
+    stage = replace(recipe.stages[0], rewards={lambda completions, **_: [0.0] * len(completions): 1.0})
+    with pytest.raises(ConfigError, match=r"Name it as file.py:name"):
+        processes.pickled(replace(recipe, stages=(stage,)), False)
+
+
+def test_auto_measures_says_so_and_leaves_threads_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "cores", lambda: 2)
+    said, threads = [], torch.get_num_threads()
+    recipe = resolved_recipe(world.grpo(tmp_path) | {"processes": "auto"}, (), {})
+    with processes.together(recipe, said.append):
+        size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    assert "processes: 2 of one thread are" in said[0] and ("so one is used" in said[0]) == (size == 1)
+    assert torch.get_num_threads() == threads and not torch.distributed.is_initialized()
+
+
+FATAL = """
+import os, torch
+from world import World as Whole
+
+class World(Whole):
+    def open(self, task, sibling):
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
+            os._exit(3)
+        return super().open(task, sibling)
+"""
+
+
+def test_if_one_dies_the_run_ends_and_says_so(tmp_path):
+    import yaml
+
+    (tmp_path / "fatal.py").write_text(FATAL)
+    recipe = world.grpo(tmp_path / "runs") | {"processes": 2}
+    recipe["stages"][0]["env"] = f"{tmp_path}/fatal.py:World"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(world.__file__).parent), *filter(None, sys.path)])}
+    words = [sys.executable, "-m", "tropism", "train", str(tmp_path / "recipe.yaml")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, env=env, cwd=tmp_path)
+    assert done.returncode == 1 and "process 1 died" in done.stderr, done.stderr
