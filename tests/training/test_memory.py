@@ -11,7 +11,7 @@ from tropism.training.memory import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        torch.ones(1 << 24)  # 64 MiB
+        torch.ones(1 << 22)  # 16 MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
 print(faults())

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from tropism.maths.linear import linear
 from tropism.maths.logp import HALF, entropy, log_softmax
 
-MOST = 1 << 28
+MOST = 1 << 26
 """Bytes that one array of numbers over the vocabulary may take. What would take more is computed in chunks of tokens,
 and again in the backward pass."""
 
