@@ -27,7 +27,6 @@ from tropism.rollout.render import Render
 from tropism.rollout.sampler import Local
 from tropism.signals.frozen import Forward
 from tropism.training import lora as adapters
-from tropism.training.memory import keep_freed_memory
 from tropism.training.update import micro_batch_rows
 from tropism.types import Batch, Output
 
@@ -66,8 +65,6 @@ class Policy:
     def __init__(self, module: Any, tokenizer: Any, settings: Model, seed: int = 0) -> None:
         self.settings, self.tokenizer = settings, tokenizer
         self.device = device_of(settings.device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.module: Any = module.to(self.device).float().eval()
         if settings.lora is not None and settings.lora.quantize:
             adapters.quantize(self.module, getattr(torch, settings.compute))
