@@ -38,7 +38,14 @@ def model(size: str, folder: Path) -> str:
     return str(path)
 
 
-def tropism(path: str, compute: str, folder: str, skip: bool) -> peers.Turn:
+def tropism(
+    path: str,
+    compute: str,
+    folder: str,
+    skip: bool,
+    groups: int = peers.ROLLOUTS // peers.GROUP,
+    reply: int = peers.REPLY,
+) -> peers.Turn:
     """A stage as `tropism train` opens it; a turn is one pass of its loop."""
     from tropism.api import Lines, resolved_recipe
     from tropism.training.checkpoint import State
@@ -60,7 +67,7 @@ def tropism(path: str, compute: str, folder: str, skip: bool) -> peers.Turn:
             "method": "grpo",
             "env": {"dataset": {"path": str(where / "rows" / "rows.jsonl"), "holdout": 0}},
             "rewards": {f"{where}/worth.py:worth": 1.0},
-            "sampling": {"groups": peers.ROLLOUTS // peers.GROUP, "group_size": peers.GROUP, "max_tokens": peers.REPLY},
+            "sampling": {"groups": groups, "group_size": peers.GROUP, "max_tokens": reply},
             "train": {"steps": STEPS, "learning_rate": 1e-6, "record_every": STEPS, "skip": skip},
             "eval": {"every": 0},
         },
@@ -74,7 +81,7 @@ def tropism(path: str, compute: str, folder: str, skip: bool) -> peers.Turn:
         times: dict[str, float] = {}
         metrics: dict[str, float] = {}
         whole = peers.timed(lambda: metrics.update(one_step(job, state, times)[0]))
-        tokens = metrics["completions/mean_length"] * peers.ROLLOUTS
+        tokens = metrics["completions/mean_length"] * groups * peers.GROUP
         return {"step": whole, "generate": times["draw"], "update": whole - times["draw"], "tokens": tokens}
 
     return turn
@@ -90,10 +97,11 @@ def trl(path: str, compute: str, folder: str, tuned: bool) -> peers.Turn:
 
     logging.disable(logging.WARNING)
     ask: queue.Queue[bool] = queue.Queue()
-    told: queue.Queue[dict[str, float]] = queue.Queue()
+    told: queue.Queue[Any] = queue.Queue()
     tune: dict[str, Any] = {"gradient_checkpointing": False, "per_device_train_batch_size": 32, "logging_steps": 10**9}
     defaults: dict[str, Any] = {"per_device_train_batch_size": 8}
-    size = (tune if tuned else defaults)["per_device_train_batch_size"]
+    chosen = tune if tuned else defaults
+    size = chosen["per_device_train_batch_size"] = min(chosen["per_device_train_batch_size"], peers.ROLLOUTS)
     arguments = GRPOConfig(
         output_dir=f"{folder}/trl-{compute}-{tuned}",
         use_cpu=True,
@@ -106,7 +114,7 @@ def trl(path: str, compute: str, folder: str, tuned: bool) -> peers.Turn:
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
-        **(tune if tuned else defaults),
+        **chosen,
     )
 
     class Gate(TrainerCallback):  # type: ignore[misc]
@@ -136,11 +144,21 @@ def trl(path: str, compute: str, folder: str, tuned: bool) -> peers.Turn:
         train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in peers.prompts(256)]),
         callbacks=[gate],
     )
-    threading.Thread(target=trainer.train, daemon=True).start()
+
+    def train() -> None:
+        try:
+            trainer.train()
+        except Exception as error:  # whatever it is, the turn that waits for it should say it
+            told.put(error)
+
+    threading.Thread(target=train, daemon=True).start()
 
     def turn() -> dict[str, float]:
         ask.put(True)
-        return told.get(timeout=600)
+        found = told.get(timeout=600)
+        if isinstance(found, Exception):
+            raise found
+        return dict(found)
 
     return turn
 

@@ -1,0 +1,98 @@
+"""Decoding, against transformers and the machine's limit: python bench/decode.py [--sizes 1M,4M] [--json]
+
+    lean            the decoder of models of Llama's shape (rollout/lean.py)
+    transformers    our loop over the module's own forward pass, as for any other model (rollout/stream.py)
+    generate        transformers' `generate`, sampling
+
+The same weights, prompts and number of tokens; `batch` replies, 8 to a prompt. `of peak` is the share of the fastest
+product of two matrices of 1024 x 1024 in that precision, counting two operations for each weight and token. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import peers
+
+WAYS = ("lean", "transformers", "generate")
+
+
+def decoder(way: str, size: str, compute: str, batch: int) -> peers.Turn:
+    import torch
+
+    from tropism.config import Model
+    from tropism.rollout.sampler import Local
+    from tropism.training.model import load_policy
+    from tropism.types import SamplingParams
+
+    shape = peers.SHAPES[size] | {"initializer_range": 0.02}
+    policy = load_policy(Model(path="tiny", shape=shape, compute=compute, device="cpu"), 0)
+    texts = [text for text in peers.prompts(batch // peers.GROUP) for _ in range(peers.GROUP)]
+    prompts = [policy.words.context(text) for text in texts]
+    weights = sum(p.numel() for p in policy.module.parameters())
+    sampler = Local(policy.module, policy.words.stop_ids, policy.context, policy.precision, lean=way == "lean")
+    params = SamplingParams(max_tokens=peers.REPLY)
+    ids = torch.tensor(prompts)
+
+    def sampled() -> int:
+        if way != "generate":
+            return sum(len(turn.action) for turn in sampler(prompts, params))
+        with policy.precision(), torch.inference_mode():
+            out = policy.module.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=peers.REPLY, top_k=0
+            )
+        replies = out[:, ids.shape[1] :]
+        ended = (replies == policy.words.stop_ids[0]).cumsum(1).cumsum(1) > 1
+        return int((~ended).sum())
+
+    def turn() -> dict[str, float]:
+        tokens: list[int] = []
+        seconds = peers.timed(lambda: tokens.append(sampled()))
+        return {"tokens/s": tokens[0] / seconds, "operations/s": 2.0 * weights * tokens[0] / seconds}
+
+    return turn
+
+
+def compared(size: str, compute: str, batch: int, turns: int) -> list[dict[str, Any]]:
+    settings = {"size": size, "compute": compute, "batch": batch}
+    running = {way: peers.Peer(decoder, 1, way=way, **settings) for way in WAYS}
+    found = peers.taking_turns(running, turns)
+    for peer in running.values():
+        peer.end()
+    limit, backend = peers.peak(compute)
+    base = peers.quartiles([turn["tokens/s"] for turn in found["generate"]])[0]
+    rows = []
+    for way, each in found.items():
+        middle, low, high = peers.quartiles([turn["tokens/s"] for turn in each])
+        work = peers.quartiles([turn["operations/s"] for turn in each])[0]
+        rows.append(
+            settings
+            | {"way": way, "tokens/s": round(middle), "quartiles": f"{low:.0f} to {high:.0f}"}
+            | {"over generate": round(middle / base, 2), "of peak": f"{work / limit:.0%}"}
+            | {"peak GFLOP/s": f"{limit / 1e9:.0f} ({backend})"}
+        )
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--sizes", default="1M,4M")
+    parser.add_argument("--compute", default="float32")
+    parser.add_argument("--batches", default="64,128")
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    peers.settled(1)
+    rows: list[dict[str, Any]] = []
+    for size in given.sizes.split(","):
+        for compute in given.compute.split(","):
+            for batch in map(int, given.batches.split(",")):
+                rows += compared(size, compute, batch, given.turns)
+    peers.told(rows, peers.versions("torch", "transformers"), given.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Benchmarks of speed and memory: how they count, and that each peer takes a turn."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+import decode
+import memory
+import peers
+import scaling
+import step
+
+
+class Counted:
+    def __init__(self, name, order):
+        self.name, self.order = name, order
+
+    def turn(self):
+        self.order.append(self.name)
+        return {"step": float(len(self.order))}
+
+
+def test_peers_take_turns_in_an_order_that_changes_and_the_first_turns_are_left_out():
+    order = []
+    found = peers.taking_turns({name: Counted(name, order) for name in "ab"}, turns=2, warm=1)
+    assert order == ["b", "a", "a", "b", "b", "a"]
+    assert found == {"a": [{"step": 3.0}, {"step": 6.0}], "b": [{"step": 4.0}, {"step": 5.0}]}
+
+
+def test_quartiles_and_exponents_by_hand():
+    assert peers.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (3.0, 2.0, 4.0)
+    assert peers.quartiles([7.0]) == (7.0, 7.0, 7.0)
+    assert scaling.slope([(x, 3 * x**0.5) for x in (1.0, 4.0, 9.0)]) == pytest.approx(0.5)
+
+
+def test_the_peak_is_that_of_the_fastest_backend():
+    rate, name = peers.peak("float32")
+    assert rate > 1e9 and name in ("torch.mm", "linear", "oneDNN")
+
+
+def test_a_step_of_ours_and_of_trl_draws_about_as_many_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "ROLLOUTS", 16)
+    path = step.model("0.5M", tmp_path)
+    ours = step.tropism(path, "float32", str(tmp_path), skip=True, groups=2)()
+    theirs = step.trl(path, "float32", str(tmp_path), tuned=True)()
+    for turn in (ours, theirs):
+        assert turn["step"] == pytest.approx(turn["generate"] + turn["update"]) and turn["update"] > 0
+    assert ours["tokens"] == pytest.approx(theirs["tokens"], rel=0.4)
+
+
+@pytest.mark.parametrize("way", decode.WAYS)
+def test_every_decoder_counts_the_tokens_that_it_drew(way):
+    turn = decode.decoder(way, "0.5M", "float32", 8)()
+    weights = turn["operations/s"] / turn["tokens/s"] / 2
+    assert weights == pytest.approx(427_520, rel=0.01) and turn["tokens/s"] > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux keeps count")
+def test_memory_grows_with_the_vocabulary():
+    small, large = (memory.measured("grpo", size, 32, 8) for size in (500, 20_000))
+    assert 0 < small < large and math.isfinite(large)
+    assert memory.resident("VmRSS") > 10 and torch.get_num_threads() >= 1
