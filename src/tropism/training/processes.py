@@ -60,7 +60,9 @@ def together(recipe: Recipe, say: Say, *, resume: bool = False) -> Iterator[None
             join(0, count, folder, recipe, measured, say, threads)
             yield
         except RuntimeError as error:  # gloo: the connection of one that died is closed
-            raise dead(others, folder) or error from error
+            if found := dead(others, folder):
+                raise found from error
+            raise
         finally:
             for other in others:
                 other.terminate()
