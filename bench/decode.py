@@ -57,10 +57,7 @@ def decoder(way: str, size: str, compute: str, batch: int) -> peers.Turn:
 
 def compared(size: str, compute: str, batch: int, turns: int) -> list[dict[str, Any]]:
     settings = {"size": size, "compute": compute, "batch": batch}
-    running = {way: peers.Peer(decoder, 1, way=way, **settings) for way in WAYS}
-    found = peers.taking_turns(running, turns)
-    for peer in running.values():
-        peer.end()
+    found = peers.raced({way: (decoder, {"way": way} | settings) for way in WAYS}, 1, turns)
     limit, backend = peers.peak(compute)
     base = peers.quartiles([turn["tokens/s"] for turn in found["generate"]])[0]
     rows = []

@@ -97,6 +97,16 @@ def taking_turns(peers: Mapping[str, Peer], turns: int, warm: int = 2) -> dict[s
     return found
 
 
+def raced(makers: Mapping[str, tuple[Callable[..., Turn], Mapping[str, Any]]], threads: int, turns: int) -> Any:
+    """Peer -> its turns: started from (what makes it, its settings), and ended afterwards."""
+    running = {name: Peer(make, threads, **settings) for name, (make, settings) in makers.items()}
+    try:
+        return taking_turns(running, turns)
+    finally:
+        for peer in running.values():
+            peer.end()
+
+
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """(median, lower, upper quartile)"""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3

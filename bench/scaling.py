@@ -29,9 +29,8 @@ SERIES: dict[str, tuple[tuple[str, int, int], ...]] = {
 def cost(size: str, groups: int, length: int, turns: int, folder: Path) -> float:
     """Milliseconds for a thousand tokens."""
     settings = {"path": step.model(size, folder), "compute": "float32", "folder": str(folder / f"{groups}-{length}")}
-    peer = peers.Peer(step.tropism, 1, **settings, skip=False, groups=groups, reply=length)
-    found = peers.taking_turns({"tropism": peer}, turns)["tropism"]
-    peer.end()
+    more = {"skip": False, "groups": groups, "reply": length}
+    found = peers.raced({"tropism": (step.tropism, settings | more)}, 1, turns)["tropism"]
     return statistics.median(1e6 * turn["step"] / turn["tokens"] for turn in found)
 
 

@@ -174,10 +174,7 @@ PEERS: dict[str, tuple[Any, dict[str, Any]]] = {
 def compared(size: str, compute: str, threads: int, turns: int, folder: Path) -> list[dict[str, Any]]:
     path = model(size, folder)
     settings = {"path": path, "compute": compute, "folder": str(folder / f"{size}-{compute}-{threads}")}
-    running = {name: peers.Peer(make, threads, **settings, **more) for name, (make, more) in PEERS.items()}
-    found = peers.taking_turns(running, turns)
-    for peer in running.values():
-        peer.end()
+    found = peers.raced({name: (make, settings | more) for name, (make, more) in PEERS.items()}, threads, turns)
     base = statistics.median(turn["step"] for turn in found["TRL, tuned"])
     rows = []
     for name, each in found.items():

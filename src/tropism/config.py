@@ -115,7 +115,7 @@ class Train:
     micro_tokens: int = 2048
     """Tokens of one forward pass, padding included. Splits the sum only; bounds memory."""
     skip: bool = True
-    """Do not pass forward what has no advantage, for methods whose gradient is then 0; the update stays the same."""
+    """Pass nothing forward that has no advantage, where a method's gradient is then 0: the same update, sooner."""
     learning_rate: float = 1e-4
     critic_learning_rate: float | None = None
     """Of a value head, on the same schedule; None: learning_rate. At a pretrained model's 1e-6 it would not learn."""

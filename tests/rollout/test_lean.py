@@ -121,17 +121,6 @@ def test_an_adapter_is_part_of_what_is_decoded(tmp_path):
         close(LeanStream(policy.module, policy.precision).join(PROMPTS), whole(policy.module, PROMPTS))
 
 
-def test_weights_that_lie_one_behind_the_other_are_not_copied():
-    from tropism.rollout.lean import side_by_side
-
-    store = torch.randn(5, 4)
-    joined = side_by_side([store[:2], store[2:]])
-    assert joined.data_ptr() == store.data_ptr() and torch.equal(joined, store)
-    apart = [torch.randn(2, 4), torch.randn(3, 4)]
-    assert torch.equal(side_by_side(apart), torch.cat(apart))
-    assert torch.equal(side_by_side([store[2:], store[:2]]), torch.cat([store[2:], store[:2]]))
-
-
 def sharp(**settings):
     policy = small("tiny", **settings)
     with torch.no_grad():

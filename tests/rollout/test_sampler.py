@@ -233,7 +233,7 @@ def test_a_token_of_probability_zero_is_never_drawn():
 
 
 def test_the_weights_are_the_trainers_own():
-    """Nothing is copied: a weight that is changed in place changes the next reply."""
+    """Nothing is kept between calls: a weight that is changed in place changes the next reply."""
     policy, params = spread(small()), SamplingParams(max_tokens=6)
     before = policy.sampler(PROMPTS, params)
     with torch.no_grad():

@@ -84,6 +84,30 @@ def test_what_another_process_cannot_be_given_is_refused(tmp_path):
         processes.pickled(replace(recipe, stages=(stage,)), False)
 
 
+@pytest.mark.parametrize("method", ["dapo", "ppo"])
+def test_a_process_that_no_group_is_left_for_waits_for_the_others(tmp_path, method):
+    """Two of three tasks cannot be scored; the one that can is one group."""
+    (tmp_path / "one.py").write_text(
+        "def one(completions, answer, **_):\n"
+        "    return [len(set(str(c))) if a == 'a' else float('nan') for c, a in zip(completions, answer)]\n"
+    )
+    ends = []
+    for count in (1, 2):
+        recipe = world.grpo(tmp_path / str(count), train={"failure_limit": 1.0, "steps": 3})
+        (stage,) = recipe["stages"]
+        stage |= {"method": {method: {}}, "rewards": {f"{tmp_path}/one.py:one": 1.0}}
+        ends.append(weights(tropism.train(recipe | {"processes": count}, quiet=True).path / "rl"))
+    for name, value in ends[0].items():
+        close(ends[1][name], value, atol=2e-4, rtol=0)
+
+
+def test_on_another_device_one_process_is_used_and_it_says_so(tmp_path):
+    recipe = resolved_recipe(world.grpo(tmp_path) | {"processes": 2}, (), {})
+    said, recipe = [], replace(recipe, model=replace(recipe.model, device="cuda"))
+    with processes.together(recipe, said.append):
+        assert not torch.distributed.is_initialized() and "one is used" in said[0]
+
+
 def test_auto_measures_says_so_and_leaves_threads_as_they_were(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "cores", lambda: 2)
     said, threads = [], torch.get_num_threads()

@@ -2,7 +2,7 @@
 
 The shape: token embedding, layers of (RMS norm, attention with rotary positions and grouped heads, RMS norm, gated
 MLP), RMS norm, linear head; with or without biases, and norms of queries and keys. transformers decodes such a model
-with about twice as many operations as it takes, which is much of the time of a small one. Here prompts that are equal
+with more operations than it takes, which a small one feels (`bench/decode.py`). Here prompts that are equal
 are read once, the projections of a layer that read the same input are one product, the cache is written in place, and
 sequences join and leave while others go on. A model of another shape is decoded by transformers (`sampler.py`).
 
@@ -163,7 +163,7 @@ class LeanStream:
             query = query.reshape(grouped)
             if not by_products:
                 return scaled_dot_product_attention(query, keys, values, attn_mask=bias)
-            keys = keys.flatten(0, 1).transpose(1, 2)  # many small products: torch's kernel takes a quarter longer
+            keys = keys.flatten(0, 1).transpose(1, 2)  # one query each: two products beat torch's kernel
             seen = torch.baddbmm(scores, query.flatten(0, 1), keys, alpha=self.width**-0.5).softmax(-1)
             return torch.bmm(seen, values.flatten(0, 1))
 
@@ -245,23 +245,10 @@ def joined(parts: Sequence[Any], dtype: torch.dtype) -> Product:
     """Layers that read the same input as one: [N, in] -> [N, sum of out]. What is not plain is called as it is."""
     if not all(type(part) in PLAIN for part in parts):
         return (lambda x: parts[0](x)) if len(parts) == 1 else (lambda x: torch.cat([part(x) for part in parts], -1))
-    weight = side_by_side([part.weight for part in parts]).to(dtype)
+    weight = torch.cat([part.weight for part in parts]).to(dtype)
     given = [part.bias for part in parts]
     bias = None if given[0] is None else torch.cat(given).to(dtype)
     if suits(weight, weight):
         laid_out = packed(weight, PACKED_FOR)
         return lambda x: product(x, laid_out, bias)
     return lambda x: linear(x, weight, bias)
-
-
-def side_by_side(weights: Sequence[Tensor]) -> Tensor:
-    """[sum of out, in]; a view where the weights lie one behind the other in memory."""
-    first = weights[0]
-    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
-    if len(weights) == 1:
-        return first
-    if all(w.data_ptr() == end and w.is_contiguous() for w, end in zip(weights[1:], ends[:-1], strict=True)):
-        rows = sum(len(weight) for weight in weights)
-        if first.untyped_storage().data_ptr() == weights[-1].untyped_storage().data_ptr():
-            return first.as_strided((rows, first.shape[1]), first.stride())
-    return torch.cat(list(weights))

@@ -98,10 +98,8 @@ class Policy:
         mask, module = batch.action_mask, module or self.module
         critic = self.critic if module is self.module else None
         at = predicting(mask)
-        tokens, ids = (
-            batch.tokens.flatten()[at + 1],
-            None if batch.topk_ids is None else batch.topk_ids.flatten(0, 1)[at + 1],
-        )
+        tokens = batch.tokens.flatten()[at + 1]
+        ids = None if batch.topk_ids is None else batch.topk_ids.flatten(0, 1)[at + 1]
         with self.precision():
             alone = isinstance(critic, OwnCritic)
             hidden, states, head = self.states(module, batch, at, critic is not None and not alone)
@@ -146,6 +144,10 @@ class Policy:
         @torch.no_grad()
         def measure(batch: Batch, top_k: int = 0) -> Output:
             whole: dict[str, Tensor] = {}
+            if len(batch) == 0:  # a process that no group is left for
+                blank = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
+                values = {"value": blank, "last_value": blank[:, 0]} if self.critic is not None and not module else {}
+                return Output(logp=blank, entropy=blank, **values)
             for part in micro_batch_rows(batch.length, train.micro_tokens):
                 width = int(batch.length[part].max())
                 with adapters.switched_off(self.module) if start else contextlib.nullcontext():

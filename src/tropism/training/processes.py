@@ -48,6 +48,8 @@ def together(recipe: Recipe, say: Say, *, resume: bool = False) -> Iterator[None
     if count == "auto":
         known = recorded(recipe) if resume else None
         count, measured = known or cores(), known is None
+    if count > 1 and not on_cpu(recipe.model):
+        say(f"processes: {count} of one thread are for a CPU, and the model is on another device: one is used")
     if count == 1 or dist.is_initialized() or not on_cpu(recipe.model):
         yield
         return

@@ -91,7 +91,7 @@ class Ranks:
         if self.size == 1:
             return batch
         rows = batch[dealt[self.rank]]
-        return rows.narrow(int(rows.length.max()))
+        return rows.narrow(int(rows.length.max()) if len(rows) else 1)  # fewer groups than processes may be left
 
     def whole(self, batch: Batch, own: Batch, dealt: Sequence[Tensor]) -> Batch:
         """The batch with what the processes measured of their rows; fields [N, T, K] are None."""
