@@ -1,7 +1,7 @@
 """A step of GRPO against TRL's, side by side: python bench/step.py [--sizes 1M,4M] [--compute float32] [--json]
 
     tropism            its defaults, but for what a step is: 16 prompts, 8 replies each, at most 48 tokens
-    tropism, whole     the same without leaving out what has no advantage
+    tropism, whole     the same work as TRL: every prompt once for each reply, and what has no advantage too
     TRL, tuned         no gradient checkpointing, micro-batches of 32, no logging
     TRL, defaults      as it is installed
 
@@ -42,7 +42,7 @@ def tropism(
     path: str,
     compute: str,
     folder: str,
-    skip: bool,
+    whole: bool,
     groups: int = peers.ROLLOUTS // peers.GROUP,
     reply: int = peers.REPLY,
 ) -> peers.Turn:
@@ -53,7 +53,7 @@ def tropism(
     from tropism.training.model import load_policy
     from tropism.training.run import open_job
 
-    where = Path(folder) / f"tropism-{compute}-{skip}"
+    where = Path(folder) / f"tropism-{compute}-{whole}"
     (where / "rows").mkdir(parents=True)
     rows = [f'{{"prompt": "{text}"}}\n' for text in peers.prompts(256)]
     (where / "rows" / "rows.jsonl").write_text("".join(rows))
@@ -63,12 +63,12 @@ def tropism(
     recipe = resolved_recipe(
         {
             "name": "step",
-            "model": {"path": path, "compute": compute, "device": "cpu"},
+            "model": {"path": path, "compute": compute, "device": "cpu", "pack": not whole},
             "method": "grpo",
             "env": {"dataset": {"path": str(where / "rows" / "rows.jsonl"), "holdout": 0}},
             "rewards": {f"{where}/worth.py:worth": 1.0},
             "sampling": {"groups": groups, "group_size": peers.GROUP, "max_tokens": reply},
-            "train": {"steps": STEPS, "learning_rate": 1e-6, "record_every": STEPS, "skip": skip},
+            "train": {"steps": STEPS, "learning_rate": 1e-6, "record_every": STEPS, "skip": not whole},
             "eval": {"every": 0},
         },
         (),
@@ -164,8 +164,8 @@ def trl(path: str, compute: str, folder: str, tuned: bool) -> peers.Turn:
 
 
 PEERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "tropism": (tropism, {"skip": True}),
-    "tropism, whole": (tropism, {"skip": False}),
+    "tropism": (tropism, {"whole": False}),
+    "tropism, whole": (tropism, {"whole": True}),
     "TRL, tuned": (trl, {"tuned": True}),
     "TRL, defaults": (trl, {"tuned": False}),
 }

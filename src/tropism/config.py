@@ -60,6 +60,8 @@ class Model:
     """Precision of the weights in checkpoints; resume keeps float32 beside them."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, less memory."""
+    pack: bool = True
+    """Compute what rows of a batch begin with in common once, and no padding, where the model can be run so."""
     lora: Lora | None = None
     """An adapter to train instead of the whole model."""
 
@@ -113,7 +115,7 @@ class Train:
     mini_batches: int = 1
     """Online: optimizer steps per pass."""
     micro_tokens: int = 2048
-    """Tokens of one forward pass, padding included. Splits the sum only; bounds memory."""
+    """Tokens of one forward pass; see model.pack. Splits the sum only; bounds memory."""
     skip: bool = True
     """Pass nothing forward that has no advantage, where a method's gradient is then 0: the same update, sooner."""
     learning_rate: float = 1e-4

@@ -15,7 +15,7 @@ from tropism.methods.grpo import GRPO
 from tropism.methods.sft import SFT
 from tropism.training.collate import collate
 from tropism.training.optim import AdamW
-from tropism.training.update import micro_batch_rows, mini_batch_rows, summed, update
+from tropism.training.update import mini_batch_rows, summed, update
 from tropism.types import Credit, Output
 
 close = torch.testing.assert_close
@@ -216,17 +216,6 @@ def test_what_siblings_share_cancels_in_every_optimizer_step(policy):
         close(gradient, torch.zeros_like(gradient), atol=1e-9, rtol=0)
     different, _, _ = updated(policy, method, [rollout(r.turns[0], group=n // 4) for n, r in enumerate(episodes())])
     assert different.gradients[0].norm() > 1e-3
-
-
-@pytest.mark.parametrize("tokens", [1, 12, 25, 1000])
-def test_micro_batches_hold_every_row_once_and_stay_in_bounds(tokens):
-    length = torch.tensor([5, 12, 3, 7, 7, 1, 12])
-    parts = list(micro_batch_rows(length, tokens))
-    assert sorted(torch.cat(parts).tolist()) == list(range(7))
-    for part in parts:
-        assert len(part) == 1 or int(length[part].max()) * len(part) <= tokens
-    if tokens == 1000:
-        assert len(parts) == 1
 
 
 def adam(policy, **settings):

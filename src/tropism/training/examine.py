@@ -20,9 +20,10 @@ from tropism.training.checkpoint import State
 from tropism.training.collate import collate
 from tropism.training.learn import Job, Playing
 from tropism.training.numbers import failed
+from tropism.training.packed import micro_batches
 from tropism.training.scoring import offered, parts_of
 from tropism.training.teachers import openings
-from tropism.training.update import inseparable, micro_batch_rows
+from tropism.training.update import inseparable
 from tropism.types import Batch, Credit, Rollout, Source
 from tropism.watch import doctor
 
@@ -112,7 +113,7 @@ def gradient(job: Job, batch: Batch, tokens: int, temperature: float) -> Tensor:
     noise = torch.randn(batch.token_reward.shape, generator=torch.Generator().manual_seed(0)).to(batch.tokens.device)
     credit = Credit(noise * batch.action_mask, noise * batch.action_mask)
     weights = method.weights(batch)
-    for rows in micro_batch_rows(batch.length, tokens, inseparable(batch)):
+    for rows in micro_batches(batch, tokens, inseparable(batch), packed=job.policy.packs):
         width = int(batch.length[rows].max())
         piece = batch[rows].narrow(width)
         result = method.loss(job.policy.forward(piece, temperature), piece, credit[rows].narrow(width))

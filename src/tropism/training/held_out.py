@@ -15,7 +15,8 @@ from tropism.maths.reduce import chosen_minus_rejected
 from tropism.signals.frozen import Forward, measure
 from tropism.training.collate import collate
 from tropism.training.model import Policy
-from tropism.training.update import Metrics, inseparable, micro_batch_rows
+from tropism.training.packed import micro_batches
+from tropism.training.update import Metrics, inseparable
 from tropism.types import Rollout
 
 
@@ -41,7 +42,7 @@ class HeldOut:
         metrics, loss = Metrics(), 0.0
         margins: list[Tensor] = []
         longer: list[Tensor] = []
-        for part in micro_batch_rows(batch.length, self.train.micro_tokens, inseparable(batch)):
+        for part in micro_batches(batch, self.train.micro_tokens, inseparable(batch), packed=self.policy.packs):
             width = int(batch.length[part].max())
             piece = batch[part].narrow(width)
             out = self.policy.forward(piece)

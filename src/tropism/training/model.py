@@ -27,7 +27,8 @@ from tropism.rollout.render import Render
 from tropism.rollout.sampler import Local
 from tropism.signals.frozen import Forward
 from tropism.training import lora as adapters
-from tropism.training.update import micro_batch_rows
+from tropism.training.packed import inputs, micro_batches, used, worth
+from tropism.training.packed import use as read_packed
 from tropism.types import Batch, Output
 
 SIZES = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -77,6 +78,8 @@ class Policy:
         self.context = int(getattr(module.config, "max_position_embeddings", 1 << 30))
         self.words = Render(tokenizer, stop_ids(module, tokenizer))
         self.sampler = Local(self.module, self.words.stop_ids, self.context, self.precision)
+        if settings.pack:
+            read_packed(self.module, self.precision)
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast of every forward pass, of sampler and trainer alike."""
@@ -106,24 +109,35 @@ class Policy:
             told = said(states, tokens, temperature, **head, ids=ids, top_k=top_k)
         found = {name: placed(value, mask) for name, value in vars(told).items() if value is not None}
         if critic is not None:
-            value = critic(batch.tokens) if alone else critic(hidden.float())[..., 0]
+            value = critic(batch.tokens) if alone else critic(hidden.float()).view(batch.tokens.shape)
             found["value"] = placed(value.flatten()[at], mask)
             found["last_value"] = value.gather(1, batch.length[:, None] - 1)[:, 0]
         return Output(**found)
 
     def states(self, module: Any, batch: Batch, at: Tensor, hidden: bool) -> tuple[Any, Tensor, dict[str, Any]]:
-        """(last hidden state [N, T, H] if asked for; what speaks at these flat places, [M, H] or [M, V]; the head that
+        """(last hidden state [N T, H] if asked for; what speaks at these flat places, [M, H] or [M, V]; the head that
         makes logits of it, or nothing where these are the logits)."""
-        if not self.parted:
-            columns = (at % batch.tokens.shape[1]).unique()
-            out = module(input_ids=batch.tokens, use_cache=False, logits_to_keep=columns, output_hidden_states=hidden)
-            rows, column = at // batch.tokens.shape[1], torch.searchsorted(columns, at % batch.tokens.shape[1])
-            return out.hidden_states[-1] if hidden else None, out.logits[rows, column], {}
-        last = module.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
-        head, states = module.get_output_embeddings(), last.flatten(0, 1).index_select(0, at)
-        if type(head) in PLAIN:
-            return last, states, {"weight": head.weight, "bias": head.bias}
-        return last, head(states), {}
+        given: dict[str, Any] = {"input_ids": batch.tokens}
+        spread: Callable[[Tensor], Tensor] = lambda states: states  # noqa: E731
+        if packed := worth(module, batch):
+            given, at = inputs(packed), packed.place[at]
+            spread = lambda states: states.index_select(0, packed.place)  # noqa: E731
+        if self.parted:
+            last = module.base_model(**given, use_cache=False).last_hidden_state.flatten(0, 1)
+            head, states = module.get_output_embeddings(), last.index_select(0, at)
+            plain = type(head) in PLAIN
+            parts = {"weight": head.weight, "bias": head.bias} if plain else {}
+            return spread(last) if hidden else None, states if plain else head(states), parts
+        width = given["input_ids"].shape[1]
+        columns, index = (at % width).unique(return_inverse=True)
+        out = module(**given, use_cache=False, logits_to_keep=columns, output_hidden_states=hidden)
+        last = spread(out.hidden_states[-1].flatten(0, 1)) if hidden else None
+        return last, out.logits[at // width, index], {}
+
+    @property
+    def packs(self) -> bool:
+        """It computes what rows begin with in common once."""
+        return used(self.module)
 
     @cached_property
     def parted(self) -> bool:
@@ -148,7 +162,7 @@ class Policy:
                 blank = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
                 values = {"value": blank, "last_value": blank[:, 0]} if self.critic is not None and not module else {}
                 return Output(logp=blank, entropy=blank, **values)
-            for part in micro_batch_rows(batch.length, train.micro_tokens):
+            for part in micro_batches(batch, train.micro_tokens, packed=used(module or self.module)):
                 width = int(batch.length[part].max())
                 with adapters.switched_off(self.module) if start else contextlib.nullcontext():
                     said = self.forward(batch[part].narrow(width), temperature, top_k=top_k, module=module)

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tropism.training.packed import micro_batches
 from tropism.training.ranks import Ranks
 from tropism.types import Batch, Credit, Method, Output
 
@@ -61,6 +62,7 @@ def update(
     epochs: int = 1,
     mini_batches: int = 1,
     micro_tokens: int = 2048,
+    packed: bool = False,
     skip: bool = False,
     seed: int = 0,
     ranks: Ranks | None = None,
@@ -71,6 +73,7 @@ def update(
     Args:
         batch: this rank's rows.
         credit: this rank's rows of the credit of the whole batch.
+        packed: whether `forward` packs rows, which `micro_tokens` then counts.
         skip: leave out of the forward pass what has no advantage, where the method says that it has no gradient either;
             metrics of the loss are then means over what was not left out.
         rate: learning rate of the k-th optimizer step of this batch, k = 0 … epochs * mini_batches - 1.
@@ -96,10 +99,11 @@ def update(
             recorded[rows] = weights.to(recorded.dtype)
             loss = torch.zeros((), dtype=torch.float64)
             if skip and method.needs.by_advantage:
-                parts = deserving(mini, mini_credit, unit[rows], micro_tokens, optimizer, metrics)
+                heard = deserving(mini, mini_credit, unit[rows], optimizer, metrics)
             else:
-                parts = [*micro_batch_rows(mini.length, micro_tokens, unit[rows])]
-            for part in parts:
+                heard = torch.arange(len(mini), device=rows.device)
+            for part in micro_batches(mini[heard], micro_tokens, unit[rows][heard], packed=packed):
+                part = heard[part]
                 width = int(mini.length[part].max())
                 piece, piece_credit = mini[part].narrow(width), mini_credit[part].narrow(width)
                 out = forward(piece)
@@ -120,11 +124,9 @@ def update(
     return metrics.means() | summary | {"updates": done - summary["skipped"]}, recorded
 
 
-def deserving(
-    mini: Batch, credit: Credit, unit: Tensor, micro_tokens: int, optimizer: Optimizer, metrics: Metrics
-) -> list[Tensor]:
-    """Micro-batches of the units that have an advantage, or of a short one if none has, so that there are metrics. The
-    rest leaves a gradient of 0, and the entropy that was measured of it."""
+def deserving(mini: Batch, credit: Credit, unit: Tensor, optimizer: Optimizer, metrics: Metrics) -> Tensor:
+    """Rows of the units that have an advantage, or of a short one if none has, so that there are metrics. The rest
+    leaves a gradient of 0, and the entropy that was measured of it."""
     heard = torch.isin(unit, unit[(credit.advantage != 0).any(1)])
     if len(unit) and not heard.any():
         heard = unit == unit[mini.length.argmin()]
@@ -133,8 +135,7 @@ def deserving(
             parameter.grad = torch.zeros_like(parameter)
         if mini.proximal_entropy is not None:
             metrics.add({"entropy": mini.proximal_entropy[~heard]}, mini.action_mask[~heard])
-    rows = heard.nonzero()[:, 0]
-    return [rows[part] for part in micro_batch_rows(mini.length[rows], micro_tokens, unit[rows])]
+    return heard.nonzero()[:, 0]
 
 
 def skipped(optimizer: Optimizer) -> dict[str, float]:
@@ -158,25 +159,3 @@ def mini_batch_rows(unit: Tensor, parts: int, seed: int, among: Tensor | None = 
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).to(unit.device)
     for chunk in order.tensor_split(parts):
         yield torch.isin(unit, names[chunk]).nonzero()[:, 0]
-
-
-def micro_batch_rows(length: Tensor, tokens: int, unit: Tensor | None = None) -> Iterator[Tensor]:
-    """Cut rows into micro-batches of at most `tokens` tokens, padding included; units of like length together.
-
-    Args:
-        unit: [N] rows of one id stay together, and in their order, even if they are too many; None: every row alone.
-    """
-    alone = torch.arange(len(length), device=length.device)
-    names, index = (alone if unit is None else unit).unique(return_inverse=True)
-    longest = length.new_zeros(len(names)).scatter_reduce(0, index, length, "amax")
-    counts, widths = index.bincount(minlength=len(names)).tolist(), longest.tolist()
-    part: list[int] = []
-    rows = 0
-    for name in longest.argsort(stable=True).tolist():
-        if part and widths[name] * (rows + counts[name]) > tokens:
-            yield torch.isin(index, torch.tensor(part, device=index.device)).nonzero()[:, 0]
-            part, rows = [], 0
-        part.append(name)
-        rows += counts[name]
-    if part:
-        yield torch.isin(index, torch.tensor(part, device=index.device)).nonzero()[:, 0]
