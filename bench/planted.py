@@ -13,9 +13,10 @@ keys. The other eleven do not matter; how far they have moved from the start (to
 policy is linear in 256 random features of question and place, so what is learned at one place disturbs the others.
 
 Prints a line for each method and teacher, mean over seeds: success at the end, the lowest of the seeds, success along
-the way, trust and slope (of methods that have them) and style drift. `untaught` is gated without a teacher. Learning
-rates are chosen on another seed, one per method: the best success along the way, over all teachers. A method without a
-teacher is run once for all of them.
+the way, trust and slope (of methods that have them), style drift, and how many of the 24 windows of five steps have a
+mean below the 95 % bootstrap interval of GRPO's. `untaught` is gated without a teacher. Learning rates are chosen on
+another seed, one per method: the best success along the way, over all teachers. A method without a teacher is run once
+for all of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +37,9 @@ from torch import Tensor
 from tropism.methods import METHODS
 from tropism.teacher import teacher_of
 from tropism.types import Batch, Method, Output
+
+sys.path.append(str(Path(__file__).parent))
+import curves
 
 QUESTIONS, SIBLINGS, PLACES, WORDS, FEATURES = 8, 8, 16, 6, 256
 LEAK, LEAKED, LUCK = 4, 0, 0.2
@@ -155,16 +160,24 @@ class World:
 class Run:
     """What came of one run."""
 
-    success: float
-    """At the end."""
-    area: float
-    """Mean over all steps."""
+    curve: list[float]
+    """Success after each step."""
     trust: float | None
     """Mean over the second half."""
     most_trust: float | None
     slope: float | None
     """At the end."""
     drift: float
+
+    @property
+    def success(self) -> float:
+        """At the end."""
+        return self.curve[-1]
+
+    @property
+    def area(self) -> float:
+        """Mean over all steps."""
+        return sum(self.curve) / len(self.curve)
 
 
 def train(method: Method, teacher: str, *, seed: int, rate: float, steps: int = STEPS) -> Run:
@@ -192,8 +205,7 @@ def train(method: Method, teacher: str, *, seed: int, rate: float, steps: int = 
         curve.append(world.chance(weights))
     trust = [metrics["gate/trust"] for metrics in told if "gate/trust" in metrics]
     return Run(
-        success=curve[-1],
-        area=sum(curve) / steps,
+        curve=curve,
         trust=sum(trust[steps // 2 :]) / (steps - steps // 2) if trust else None,
         most_trust=max(trust) if trust else None,
         slope=told[-1].get("gate/slope"),
@@ -214,12 +226,16 @@ def best_rate(method: Method) -> float:
 def lines(progress: TextIO) -> list[dict[str, Any]]:
     """One for each method and teacher, told as soon as it is known."""
     print("".join(f"{column:>11}" for column in COLUMNS), file=progress)
-    found = []
+    found: list[dict[str, Any]] = []
+    base: list[curves.Line] = []
     for name, method in COMPARED.items():
         rate = best_rate(method)
         for teacher in TEACHERS if teacher_of(method) else ("any",):
             runs = [train(method, teacher if teacher != "any" else "right", seed=seed, rate=rate) for seed in SEEDS]
+            told = [{"success": run.curve} for run in runs]
+            base = base or told
             line: dict[str, Any] = {"method": name, "teacher": teacher, "rate": rate}
+            line |= {"below": len(curves.below(told, base))}
             line |= {"lowest": min(run.success for run in runs), "collapsed": sum(run.success < 0.5 for run in runs)}
             for key in ("success", "area", "trust", "most_trust", "slope", "drift"):
                 values = [value for run in runs if (value := getattr(run, key)) is not None]
@@ -229,12 +245,14 @@ def lines(progress: TextIO) -> list[dict[str, Any]]:
     return found
 
 
-COLUMNS = ("method", "teacher", "rate", "success", "lowest", "area", "trust", "most_trust", "slope", "drift")
+COLUMNS = ("method", "teacher", "rate", "success", "lowest", "area", "trust", "most_trust", "slope", "drift", "below")
 
 
 def said(line: dict[str, Any]) -> str:
     cells = [line[column] for column in COLUMNS]
-    return "".join(f"{'' if cell is None else cell if isinstance(cell, str) else f'{cell:.2f}':>11}" for cell in cells)
+    return "".join(
+        f"{'' if cell is None else cell if isinstance(cell, str | int) else f'{cell:.2f}':>11}" for cell in cells
+    )
 
 
 def main() -> None:

@@ -60,10 +60,12 @@ class Conversation:
         return self.questions[self.answered].demonstrate()
 
     def advise(self, wrong: bool) -> tuple[Mapping[str, str], str]:
-        """What this user would say of a wrong answer, or would say if wrong, and the reply that heeds it."""
+        """What this user would say of a wrong answer, or would say if wrong, and the reply that heeds it; half of what is
+        right is said of a right answer, whose follow-up says no more than that it was right."""
         texts, reply = self.questions[self.answered].advise(wrong)
-        asked = random.Random(f"next/{self.seed}/{self.answered}").choice(self.questions).prompt
-        return {"hint": texts["feedback"], "follow_up": f"{texts['feedback']}; {asked}"}, reply
+        draws = random.Random(f"next/{self.seed}/{self.answered}")
+        asked, fine = draws.choice(self.questions).prompt, not wrong and draws.random() < 0.5
+        return {"hint": texts["feedback"], "follow_up": f"{FINE if fine else texts['feedback']}; {asked}"}, reply
 
 
 def judge(reply: str, following: str, role: str) -> tuple[int, list[str]]:

@@ -113,3 +113,19 @@ def test_questions_of_a_conversation_are_of_its_split_and_the_same_for_siblings(
 def test_a_conversation_needs_an_answer_to_some_reply():
     with pytest.raises(ConfigError, match="Use 2 or more"):
         talk.Talk("train", 0, turns=1, **SUMS)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_the_user_could_say_fits_the_reply_that_heeds_it(wrong):
+    """Half of what is right is said of a right answer; what is wrong is always spelled out."""
+    source, fine = talk.Talk("train", 0, **SUMS), 0
+    for number in range(100):
+        env = source.open(source.task(number), 0)
+        texts, reply = env.advise(wrong)
+        remark, _, asked = texts["follow_up"].partition("; ")
+        fine += remark == talk.FINE
+        assert asked in [question.prompt for question in env.questions]
+        assert texts["hint"] == f"it is {reply}" and remark in (talk.FINE, texts["hint"])
+        env.questions[0].tell(reply)
+        assert bool(env.questions[0].correct) != wrong
+    assert fine == 0 if wrong else 30 < fine < 70
