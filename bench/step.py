@@ -38,29 +38,24 @@ def model(size: str, folder: Path) -> str:
     return str(path)
 
 
-def tropism(
+def recipe(
     path: str,
     compute: str,
-    folder: str,
-    whole: bool,
+    where: Path,
+    whole: bool = False,
     groups: int = peers.ROLLOUTS // peers.GROUP,
     reply: int = peers.REPLY,
-) -> peers.Turn:
-    """A stage as `tropism train` opens it; a turn is one pass of its loop."""
-    from tropism.api import Lines, resolved_recipe
-    from tropism.training.checkpoint import State
-    from tropism.training.learn import one_step
-    from tropism.training.model import load_policy
-    from tropism.training.run import open_job
+) -> Any:
+    """As `tropism train` would read it; its data and its reward are files in this folder."""
+    from tropism.api import resolved_recipe
 
-    where = Path(folder) / f"tropism-{compute}-{whole}"
     (where / "rows").mkdir(parents=True)
     rows = [f'{{"prompt": "{text}"}}\n' for text in peers.prompts(256)]
     (where / "rows" / "rows.jsonl").write_text("".join(rows))
     (where / "worth.py").write_text(
         "def worth(prompts, completions, **_):\n    return [len(set(c)) / max(len(c), 1) for c in completions]\n"
     )
-    recipe = resolved_recipe(
+    return resolved_recipe(
         {
             "name": "step",
             "model": {"path": path, "compute": compute, "device": "cpu", "pack": not whole},
@@ -74,6 +69,16 @@ def tropism(
         (),
         {},
     )
+
+
+def opened(recipe: Any, where: Path) -> peers.Turn:
+    """Its stage as `tropism train` opens it; a turn is one pass of its loop."""
+    from tropism.api import Lines
+    from tropism.training.checkpoint import State
+    from tropism.training.learn import one_step
+    from tropism.training.model import load_policy
+    from tropism.training.run import open_job
+
     stage, state = recipe.stages[0], State()
     job = open_job(recipe, stage, recipe.model, load_policy(recipe.model, 0), where / "run", Lines())
 
@@ -81,10 +86,16 @@ def tropism(
         times: dict[str, float] = {}
         metrics: dict[str, float] = {}
         whole = peers.timed(lambda: metrics.update(one_step(job, state, times)[0]))
-        tokens = metrics["completions/mean_length"] * groups * peers.GROUP
+        tokens = metrics["completions/mean_length"] * stage.sampling.groups * stage.sampling.group_size
         return {"step": whole, "generate": times["draw"], "update": whole - times["draw"], "tokens": tokens}
 
     return turn
+
+
+def tropism(path: str, compute: str, folder: str, **settings: Any) -> peers.Turn:
+    name = "-".join(map(str, (compute, *settings.values())))
+    where = Path(folder) / f"tropism-{name}"
+    return opened(recipe(path, compute, where, **settings), where)
 
 
 def trl(path: str, compute: str, folder: str, tuned: bool) -> peers.Turn:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tropism.api import Chat, Result, doctor, evaluate, sample, train
+    from tropism.api import Chat, Result, doctor, evaluate, plan, sample, train
     from tropism.config import Data, Eval, Model, Named, Recipe, Sampling, Stage, Success, Train
     from tropism.envs.check import check_env
     from tropism.errors import CheckFailed, ConfigError, GuardStopped, TropismError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "tropism.api": ("train", "evaluate", "sample", "doctor", "Chat", "Result"),
+    "tropism.api": ("train", "evaluate", "sample", "doctor", "plan", "Chat", "Result"),
     "tropism.methods": ("GRPO", "SFT"),
     "tropism.config": ("Recipe", "Stage", "Model", "Sampling", "Train", "Eval", "Data", "Named", "Success"),
     "tropism.envs.check": ("check_env",),
@@ -37,6 +37,7 @@ __all__ = [
     "evaluate",
     "sample",
     "doctor",
+    "plan",
     "check_env",
     "Chat",
     "Result",

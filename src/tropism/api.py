@@ -1,10 +1,10 @@
-"""What a person calls: train, evaluate, sample, doctor, and a model to talk with."""
+"""What a person calls: train, evaluate, sample, doctor, plan, and a model to talk with."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from tropism.training import run as training
 from tropism.training.evaluate import Evaluation
 from tropism.training.examine import examine
 from tropism.training.model import load_policy
+from tropism.training.plan import Plan, planned
 from tropism.training.scoring import parts_of, per_reply
 from tropism.types import Failure, Prompt, SamplingParams, seed_of
 from tropism.view.progress import Progress
@@ -258,3 +259,19 @@ def doctor(recipe: Recipe, watcher: Watcher | None = None) -> list[str]:
             policy = load_policy(recipe.model, recipe.seed)
             examine(training.open_job(recipe, stage, recipe.model, policy, Path(folder), told))
     return lines.lines
+
+
+def plan(recipe: Recipe, hardware: str = "here") -> Iterator[Plan]:
+    """What each stage will take, for a model of the recipe's start model's shape; trains nothing.
+
+    Args:
+        hardware: `here`, where rates are measured for seconds, or a machine with a known data sheet, such as h100.
+    """
+    process = 0.0
+    for stage in recipe.stages:
+        policy = load_policy(recipe.model, recipe.seed)
+        if stage.method.needs.live & {"value", "last_value"}:
+            policy.add_critic()
+        found = planned(recipe, stage, policy, Path(recipe.output) / recipe.name, hardware, process)
+        process = found.memory["the process"]
+        yield found

@@ -6,6 +6,7 @@ import typer
 
 from tropism.cli.label import label
 from tropism.cli.models import evaluate, sample
+from tropism.cli.plan import plan
 from tropism.cli.play import play
 from tropism.cli.runs import doctor, train, view
 from tropism.cli.show import diff, envs, methods
@@ -27,4 +28,5 @@ app.command("methods")(methods)
 app.command("envs")(envs)
 app.command("diff")(diff)
 app.command("doctor")(doctor)
+app.command("plan")(plan)
 app.command("view")(view)

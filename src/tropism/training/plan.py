@@ -1,0 +1,308 @@
+"""What a stage will take before it runs: tokens counted on its own tasks, rates measured for seconds or taken from a
+machine's data sheet, memory from the sizes of what is held at once.
+
+Replies are as long as the environment's own demonstrations, or as long as they may be where it has none. Nothing is
+left out of the update. So time is rather more than the run will take; the words say which of both was counted.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tropism.config import Recipe, Stage
+from tropism.errors import ConfigError
+from tropism.maths.speak import MOST
+from tropism.teacher import teacher_of
+from tropism.training.model import Policy
+from tropism.training.packed import micro_batches, pack
+from tropism.training.workload import Work, counted, len_packed, passes
+from tropism.types import Batch, SamplingParams, Turn
+
+SECONDS = 3.0
+"""How long each kind of work is measured, at least once."""
+AT_WORK = 5
+"""Arrays over the vocabulary that a chunk of the head holds at once."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A data sheet: memory, dense matrix products in bfloat16 and in float32 (tf32 where there is any), bandwidth."""
+
+    gigabytes: float
+    half: float
+    """Tera operations a second."""
+    single: float
+    bandwidth: float
+    """Gigabytes a second."""
+
+
+HARDWARE = {
+    "h200": Hardware(141, 989, 495, 4800),
+    "h100": Hardware(80, 989, 495, 3350),
+    "a100": Hardware(80, 312, 156, 2039),
+    "l40s": Hardware(48, 362, 183, 864),
+    "l4": Hardware(24, 121, 60, 300),
+    "rtx4090": Hardware(24, 165, 83, 1008),
+    "t4": Hardware(16, 65, 8, 320),
+}
+LAUNCHES, LAUNCH = 20, 5e-6
+"""Operations that a layer starts one after another, and seconds that an accelerator takes to start one."""
+REACHED = {"draw": 0.5, "learn": 0.4}
+"""Which share of bandwidth decoding is assumed to reach on a data sheet's machine, and an update of its products."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one stage: seconds of a step by part, bytes by what holds them."""
+
+    stage: str
+    steps: int
+    work: Work
+    seconds: dict[str, float]
+    memory: dict[str, float]
+    room: float
+    """Bytes that there are."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def peak(self) -> float:
+        """What is held all the time, and the larger of drawing and learning."""
+        held = sum(value for name, value in self.memory.items() if name not in ("drawing", "learning"))
+        return held + max(self.memory["drawing"], self.memory["learning"])
+
+    @property
+    def bottleneck(self) -> str:
+        return max(self.seconds, key=lambda name: self.seconds[name])
+
+
+def planned(recipe: Recipe, stage: Stage, policy: Policy, folder: Path, hardware: str, process: float = 0.0) -> Plan:
+    """The plan of one stage for a policy of its shape, which is spent: its weights are no longer what they were.
+
+    Args:
+        hardware: `here`, which is measured, or one of `HARDWARE`.
+        process: bytes that a process holds without the model, where they were measured before.
+    """
+    if hardware != "here" and hardware not in HARDWARE:
+        raise ConfigError(f"--hardware is {hardware}, which is not known. Known are: here, {', '.join(HARDWARE)}.")
+    work = counted(recipe, stage, policy, folder)
+    memory = held(stage, policy, work)
+    if hardware == "here":
+        memory["the process"] = process or empty(policy, memory["weights"])
+        return Plan(stage.name, stage.train.steps, work, timed(stage, policy, work), memory, available(policy.device))
+    machine = HARDWARE[hardware]
+    return Plan(
+        stage.name,
+        stage.train.steps,
+        work,
+        by_sheet(stage, policy, work, machine),
+        memory | {"the process": 5e8},
+        machine.gigabytes * 1e9,
+        notes=(
+            f"from the data sheet of {hardware}, at {REACHED['draw']:.0%} of its bandwidth in drawing and "
+            f"{REACHED['learn']:.0%} of its products in learning: not measured",
+        ),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------- time
+
+
+def timed(stage: Stage, policy: Policy, work: Work) -> dict[str, float]:
+    """Seconds of a step by part, from rates measured now."""
+    heat = stage.sampling.temperature if stage.env else 1.0
+    parts = list(micro_batches(work.batch, stage.train.micro_tokens, packed=policy.packs))
+    pieces = [work.batch[part].narrow(int(work.batch.length[part].max())) for part in parts]
+    tokens = [len(pack(piece.tokens, piece.length).owner) for piece in pieces]
+
+    def learning(piece: Batch) -> None:
+        out = policy.forward(piece, heat)
+        (out.logp * piece.action_mask).sum().backward()
+
+    def measuring(piece: Batch) -> None:
+        with torch.no_grad():
+            policy.forward(piece, heat)
+
+    learn, measure = rate(learning, pieces, tokens), rate(measuring, pieces, tokens)
+    found = {"learning": work.learned / learn, "moving": moving(stage, policy)}
+    if work.measured:
+        found["measuring"] = work.measured / measure
+    if stage.env:
+        found["drawing"] = work.read / measure + work.drawn / speaking(stage, policy, work)
+    return found
+
+
+def rate(work: Callable[[Batch], None], pieces: Sequence[Batch], tokens: Sequence[int]) -> float:
+    """Tokens a second, in turn over the pieces, after one that does not count."""
+    work(pieces[0])
+    done, count, began = 0, 0, time.perf_counter()
+    while count == 0 or (time.perf_counter() - began < SECONDS and count < 4 * len(pieces)):
+        work(pieces[count % len(pieces)])
+        done, count = done + tokens[count % len(pieces)], count + 1
+        settled(pieces[0].tokens.device)
+    return done / (time.perf_counter() - began)
+
+
+def moving(stage: Stage, policy: Policy) -> float:
+    """Seconds of the optimizer's steps: what moments, weights and gradients are read and written."""
+    optimizer = torch.optim.AdamW([p for p in policy.module.parameters() if p.requires_grad], lr=0.0)
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    began = time.perf_counter()
+    optimizer.step()
+    settled(policy.device)
+    once = time.perf_counter() - began
+    optimizer.zero_grad(set_to_none=True)
+    return once * (stage.train.epochs * stage.train.mini_batches if stage.env else 1)
+
+
+def speaking(stage: Stage, policy: Policy, work: Work) -> float:
+    """Tokens a second of drawing as many sequences as a step has, once their prompts are read."""
+    starts = [row[: int(start)] for row, start in zip(work.batch.tokens.tolist(), first(work.batch), strict=True)]
+    prompts = [starts[n % len(starts)] for n in range(work.rows)]
+
+    def draw(length: int) -> tuple[float, int]:
+        began = time.perf_counter()
+        params = SamplingParams(temperature=stage.sampling.temperature, max_tokens=length, seed=length)
+        turns = policy.sampler(prompts, params)
+        return time.perf_counter() - began, sum(len(turn.action) for turn in turns if isinstance(turn, Turn))
+
+    draw(1)
+    reading, _ = draw(1)
+    length = 8
+    while True:
+        seconds, tokens = draw(length)
+        if seconds >= SECONDS or length >= work.longest:
+            return max(tokens - work.rows, 1) / max(seconds - reading, 1e-9)
+        length = min(work.longest, 4 * length)
+
+
+def first(batch: Batch) -> list[int]:
+    """[N] where a row's first action stands."""
+    return [int(place) for place in batch.action_mask.int().argmax(1)]
+
+
+def settled(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def by_sheet(stage: Stage, policy: Policy, work: Work, machine: Hardware) -> dict[str, float]:
+    """Seconds of a step where nothing but products, bandwidth and starting operations counts: 6 operations a weight and
+    token that is learned, 2 of one that is measured; in drawing the weights are read once for every token of the
+    longest reply. A small model is bound by the starts."""
+    weights: int = sum(p.numel() for p in policy.module.parameters())
+    half = policy.settings.compute == "bfloat16"
+    products = (machine.half if half else machine.single) * 1e12 * REACHED["learn"]
+    layer = float(policy.module.config.num_hidden_layers * LAUNCHES * LAUNCH)
+
+    def passing(tokens: int, operations: int) -> float:
+        passes = -(-tokens // stage.train.micro_tokens)
+        return max(operations * weights * tokens / products, passes * layer * operations / 2)
+
+    moves = (stage.train.epochs * stage.train.mini_batches) if stage.env else 1
+    found = {"learning": passing(work.learned, 6), "moving": moves * 28 * weights / (machine.bandwidth * 1e9)}
+    if work.measured:
+        found["measuring"] = passing(work.measured, 2)
+    if stage.env:
+        sides = -(-work.rows // policy.sampler.rows)
+        moved = weights * (2 if half else 4) + cache(policy, work) / 2
+        each = max(moved / (machine.bandwidth * 1e9 * REACHED["draw"]), layer)
+        saying = max(work.longest * sides * each, 2 * weights * work.drawn / products)
+        found["drawing"] = passing(work.read, 2) + saying
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+
+def held(stage: Stage, policy: Policy, work: Work) -> dict[str, float]:
+    """Bytes by what holds them. Weights are float32, the optimizer's moments too."""
+    every = [p for part in (policy.module, policy.critic) if part is not None for p in part.parameters()]
+    whole = sum(p.numel() * p.element_size() for p in every)
+    moved = sum(4 * p.numel() for p in every if p.requires_grad)
+    found: dict[str, float] = {"weights": whole, "gradients and moments": 3 * moved}
+    others, teacher = 0, teacher_of(stage.method)
+    if policy.settings.lora is None and passes(stage) and "reference_logp" in stage.method.needs.measured:
+        others += 1
+    if teacher is not None and teacher.who != "live":
+        others += 1 if isinstance(teacher.who, str) else len(teacher.who)
+    if others:
+        found["teachers and reference"] = others * whole
+    found["learning"] = kept(stage, policy, work)
+    found["drawing"] = 0.0
+    if stage.env:
+        size = 2 if policy.settings.compute == "bfloat16" else 4
+        copied = sum(p.numel() for p in every) * size if policy.sampler.misfit is None else 0
+        side = min(work.rows, policy.sampler.rows)
+        found["drawing"] = copied + cache(policy, work) + AT_WORK * 4 * side * policy.module.config.vocab_size
+    return found
+
+
+def cache(policy: Policy, work: Work) -> float:
+    """Bytes of keys and values when every sequence is as long as it gets."""
+    config, size = policy.module.config, 2 if policy.settings.compute == "bfloat16" else 4
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    places = int(work.batch.length.max()) + work.longest // 2
+    numbers: int = 2 * config.num_hidden_layers * groups * width * places * min(work.rows, policy.sampler.rows)
+    return float(size * numbers)
+
+
+def kept(stage: Stage, policy: Policy, work: Work) -> float:
+    """Bytes of what the largest micro-batch leaves for its backward pass, and of the head's chunk at work."""
+    heat = stage.sampling.temperature if stage.env else 1.0
+    parts = list(micro_batches(work.batch, stage.train.micro_tokens, packed=policy.packs))
+    part = max(parts, key=len_packed(work.batch))
+    piece = work.batch[part].narrow(int(work.batch.length[part].max()))
+    own = {p.untyped_storage().data_ptr() for p in policy.module.parameters()}
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = policy.forward(piece, heat)
+    del out
+    chunk = min(MOST, 4 * int(piece.action_mask.sum()) * policy.module.config.vocab_size)
+    return float(sum(seen.values()) + AT_WORK * chunk)
+
+
+def resident() -> float:
+    """Bytes that this process holds now, where the system says so."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def empty(policy: Policy, weights: float) -> float:
+    """Bytes that this process holds beside its model, with all that training loads."""
+    one = torch.nn.Parameter(torch.ones(1))
+    one.grad = torch.ones(1)
+    torch.optim.AdamW([one]).step()
+    return max(0.0, resident() - (weights if policy.device.type == "cpu" else 0.0))
+
+
+def available(device: torch.device) -> float:
+    """Bytes of memory that this machine, or its accelerator, has."""
+    if device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(device)
+        return float(total)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,0 +1,143 @@
+"""What a recipe will take, said before it runs."""
+
+from dataclasses import replace
+
+import pytest
+
+from tropism import api
+from tropism.cli import plan as command
+from tropism.errors import ConfigError
+from tropism.recipe import resolve
+from tropism.training import plan as planning
+from tropism.training.model import load_policy
+
+SUMS = {"reasoning": {"config": {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}}}
+RL = {
+    "name": "rl",
+    "method": "grpo",
+    "env": SUMS,
+    "sampling": {"groups": 4, "group_size": 3, "max_tokens": 24},
+    "train": {"steps": 7},
+}
+SFT = {"name": "sft", "method": "sft", "data": {"demos": SUMS, "episodes": 50}, "train": {"steps": 5, "batch": 8}}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(planning, "SECONDS", 0.05)
+
+
+def planned(*stages, hardware="here", **model):
+    recipe = resolve({"name": "plan", "model": {"path": "tiny", "device": "cpu"} | model, "stages": list(stages)})
+    return list(api.plan(recipe, hardware))
+
+
+def test_a_step_is_counted_on_its_own_tasks():
+    """Prompts once per group; replies as long as the demonstrations; in the update prompts once again."""
+    (plan,) = planned(RL)
+    work = plan.work
+    rows = [(tokens[: int(size)], int(start)) for tokens, size, start in spans(work.batch)]
+    prompts = {tuple(tokens[:start]) for tokens, start in rows}
+    assert len(rows) == work.rows == 12 and work.share == 1
+    assert work.read == sum(map(len, prompts))
+    assert work.drawn == sum(len(tokens) - start for tokens, start in rows)
+    assert work.longest == max(len(tokens) - start for tokens, start in rows)
+    assert work.read + work.drawn >= work.learned > work.drawn and work.measured == 0
+    assert "demonstrations" in work.assumed
+
+
+def spans(batch):
+    return zip(batch.tokens.tolist(), batch.length, batch.action_mask.int().argmax(1), strict=True)
+
+
+def test_what_a_method_measures_is_counted_as_often_as_it_is_read():
+    plain, kept, taught, against = (
+        planned(RL | {"method": method}, hardware="h100")[0]
+        for method in (
+            "grpo",
+            {"grpo": {"kl": 0.1}},
+            {"sdft": {"teacher": {"reads": ["worked"]}}},
+            {"gated": {"teacher": {"reads": ["worked"], "against": ["decoy"]}}},
+        )
+    )
+    assert plain.work.measured == 0 and kept.work.measured == kept.work.learned
+    assert taught.work.measured == pytest.approx(taught.work.learned + taught.work.drawn, rel=0.01)
+    assert against.work.measured == pytest.approx(2 * taught.work.measured, rel=0.01)
+    assert kept.memory["teachers and reference"] == kept.memory["weights"]
+    assert "teachers and reference" not in plain.memory
+
+
+def test_rows_of_data_are_counted_as_they_are():
+    (plan,) = planned(SFT)
+    assert plan.work.drawn == plan.work.rows == 0 and "drawing" not in plan.seconds
+    assert plan.work.learned <= int(plan.work.batch.length.sum())
+    assert plan.work.learned > 0.5 * int(plan.work.batch.length.sum())
+
+
+def test_a_part_of_the_tasks_stands_for_all_of_them():
+    few, many = (
+        planned(RL | {"sampling": RL["sampling"] | {"groups": groups}}, hardware="h100")[0] for groups in (16, 64)
+    )
+    assert many.work.share == 0.25 and many.work.rows == 4 * few.work.rows
+    for name in ("read", "drawn", "learned"):
+        assert getattr(many.work, name) == pytest.approx(4 * getattr(few.work, name), rel=0.05)
+
+
+def test_memory_is_of_what_is_held_at_once():
+    (plan,) = planned(RL)
+    weights = sum(p.numel() for p in load_policy(resolve({"name": "x", "stages": [RL]}).model).module.parameters())
+    assert plan.memory["weights"] == 4 * weights and plan.memory["gradients and moments"] == 12 * weights
+    rest = sum(value for name, value in plan.memory.items() if name not in ("drawing", "learning"))
+    assert plan.peak == rest + max(plan.memory["drawing"], plan.memory["learning"])
+    assert plan.memory["the process"] > 5e7
+
+
+def test_what_is_kept_for_the_backward_pass_grows_with_the_micro_batch_and_shrinks_where_it_is_computed_again():
+    def learning(**settings):
+        stage = RL | {"sampling": RL["sampling"] | {"groups": 8, "group_size": 8}}
+        micro = settings.pop("micro_tokens", 4096)
+        (plan,) = planned(stage | {"train": {"steps": 1, "micro_tokens": micro}}, hardware="h100", **settings)
+        return plan.memory["learning"]
+
+    assert learning() > 2 * learning(micro_tokens=64)
+    assert learning(gradient_checkpointing=True) < 0.6 * learning()
+
+
+def test_a_data_sheet_gives_the_time_of_products_and_bandwidth():
+    """6 operations a weight and token; weights read once for every token of the longest reply."""
+    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+    (plan,) = planned(RL | {"sampling": {"groups": 64, "group_size": 8, "max_tokens": 24}}, hardware="t4", shape=shape)
+    weights = plan.memory["weights"] / 4
+    assert plan.seconds["learning"] == pytest.approx(6 * weights * plan.work.learned / (8e12 * 0.4), rel=0.01)
+    assert plan.seconds["drawing"] >= plan.work.longest * 4 * weights / (320e9 * 0.5)
+    assert plan.room == 16e9 and "not measured" in plan.notes[0]
+    assert plan.bottleneck == max(plan.seconds, key=plan.seconds.get)
+
+
+def test_an_unknown_machine_is_refused_with_those_that_are_known():
+    with pytest.raises(ConfigError, match=r"--hardware is h300.*here, h200, h100"):
+        planned(RL, hardware="h300")
+
+
+def test_the_command_says_time_memory_bottleneck_and_whether_it_fits(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"name: plan\nmodel: {{path: tiny, device: cpu}}\nstages: [{SFT}, {RL}]".replace("'", ""))
+    command.plan(str(path))
+    said = capsys.readouterr().out
+    assert "sft: 5 steps" in said and "rl: 7 steps" in said
+    assert said.count("a step") == said.count("at its peak") == 2 and said.count(": fits") == 2
+    assert " takes " in said and [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    "seconds, said", [(3, "3 s"), (119, "119 s"), (121, "2.0 min"), (9000, "2.5 h"), (2e6, "23.1 days")]
+)
+def test_a_time_is_said_in_a_unit_that_fits_it(seconds, said):
+    assert command.spell(seconds) == said
+
+
+def test_what_does_not_fit_is_said_with_what_to_do():
+    (plan,) = planned(RL, hardware="t4")
+    said = list(command.lines(replace(plan, room=1e6)))
+    assert any("does not fit: lower train.micro_tokens" in line for line in said)
