@@ -6,7 +6,7 @@ import torch
 from small import FAMILIES, rollout, small, turn
 from tropism.config import Train
 from tropism.training.collate import collate
-from tropism.training.packed import NAME, in_common, micro_batches, pack, use, worth
+from tropism.training.packed import NAME, ROUND, in_common, micro_batches, pack, use, worth
 
 families = pytest.mark.parametrize("family", FAMILIES)
 ROWS = [[1, 2, 3, 4], [1, 2, 3, 5, 6, 7], [8], [1, 2, 3, 5], [1, 2, 3, 5, 6, 7], [9, 1, 2]]
@@ -38,7 +38,7 @@ def policies(family="tiny", **settings):
 
 def test_what_rows_begin_with_in_common_stands_once_and_every_token_is_found_again():
     packed = pack(TOKENS, LENGTH)
-    assert len(packed.owner) == 4 + 3 + 1 + 3 and packed.ids.shape == packed.positions.shape == (1, 11)
+    assert len(packed.owner) == 4 + 3 + 1 + 3 and packed.ids.shape == packed.positions.shape == (1, ROUND)
     found = packed.ids[0][packed.place].view(TOKENS.shape)
     places = packed.positions[0][packed.place].view(TOKENS.shape)
     for n, row in enumerate(ROWS):

@@ -16,20 +16,23 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from tropism.types import Batch
 
 NAME = "tropism"
 """Of the attention, in the registry of transformers."""
+ROUND = 64
+"""Tokens are filled up to a multiple of it: oneDNN compiles its products for every number of rows that it meets."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """M tokens for N rows of at most T.
+    """M tokens for N rows of at most T, filled up to M' with tokens that nothing reads.
 
     Attributes:
-        ids: [1, M] tokens.
-        positions: [1, M] of each in its row.
+        ids: [1, M'] tokens.
+        positions: [1, M'] of each in its row.
         place: [N T] where a row's token stands among the M; 0 where there is padding.
         owner: [M] the first padded place of each, n T + t.
         shared: (row, an earlier row, how many tokens they begin with in common), where there are any.
@@ -60,9 +63,10 @@ def pack(tokens: Tensor, length: Tensor) -> Packed:
     for row, earlier, size in shared:
         place[row, :size] = place[earlier, :size]
     owner = own.flatten().nonzero()[:, 0].to(tokens.device)
+    filler = (0, -len(owner) % ROUND)
     return Packed(
-        ids=tokens.flatten()[owner][None],
-        positions=(owner % tokens.shape[1])[None],
+        ids=pad(tokens.flatten()[owner], filler)[None],
+        positions=pad(owner % tokens.shape[1], filler)[None],
         place=place.flatten().to(tokens.device),
         owner=owner,
         shared=tuple(shared),
@@ -154,7 +158,7 @@ def proven(module: Any, precision: Callable[[], Any]) -> bool:
     packed = pack(rows, torch.tensor([5, 4, 2], device=module.device))
     with precision():
         padded = module(input_ids=rows, use_cache=False).logits.flatten(0, 1)[packed.owner]
-        mine = module(**inputs(packed), use_cache=False).logits[0]
+        mine = module(**inputs(packed), use_cache=False).logits[0, : len(packed.owner)]
     tolerance = (1e-4 if padded.dtype == torch.float32 else 5e-2) * max(1.0, float(padded.abs().max()))
     return float((mine - padded).float().abs().max()) <= tolerance
 
@@ -174,7 +178,7 @@ def attention(
     packed: Packed | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Queries [1, H, M, D], keys and values [1, K, M, D] -> [1, M, H, D], each row for itself; without `packed`,
+    """Queries [1, H, M', D], keys and values [1, K, M', D] -> [1, M', H, D], each row for itself; without `packed`,
     torch's attention as transformers calls it."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -189,7 +193,7 @@ def attention(
     )
     mask = within(longest, options.get("sliding_window"), query.device)
     seen, _ = sdpa(module, *spread, mask, **options | {"is_causal": mask is None})
-    return out_of(seen.flatten(2).flatten(0, 1), packed).view(1, len(packed.owner), *seen.shape[2:]), None
+    return out_of(seen.flatten(2).flatten(0, 1), packed).view(1, -1, *seen.shape[2:]), None
 
 
 def within(longest: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -202,7 +206,7 @@ def within(longest: int, window: int | None, device: torch.device) -> Tensor | N
 
 
 class Spread(torch.autograd.Function):
-    """[M, W] -> [N T, W]. The gradient of a token is the sum over the rows that it stands in."""
+    """[M', W] -> [N T, W]. The gradient of a token is the sum over the rows that it stands in."""
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor, packed: Packed) -> Tensor:
@@ -218,20 +222,27 @@ class Spread(torch.autograd.Function):
             for row, earlier, size in reversed(packed.shared):
                 rows[earlier, :size] += rows[row, :size]
             g = rows.flatten(0, 1)
-        return g.index_select(0, packed.owner), None
+        return filled(g, packed), None
 
 
 class Collect(torch.autograd.Function):
-    """[N T, W] -> [M, W], each token's from the row that owns it."""
+    """[N T, W] -> [M', W], each token's from the row that owns it."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, packed: Packed) -> Tensor:
         ctx.packed = packed
-        return rows.index_select(0, packed.owner)
+        return filled(rows, packed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         out = g.new_zeros(len(ctx.packed.place), g.shape[1])
-        out[ctx.packed.owner] = g
+        out[ctx.packed.owner] = g[: len(ctx.packed.owner)]
         return out, None
+
+
+def filled(rows: Tensor, packed: Packed) -> Tensor:
+    """[N T, W] -> [M', W], 0 where nothing reads."""
+    out = rows.new_zeros(packed.ids.shape[1], rows.shape[1])
+    torch.index_select(rows, 0, packed.owner, out=out[: len(packed.owner)])
+    return out
