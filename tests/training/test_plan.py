@@ -141,3 +141,12 @@ def test_what_does_not_fit_is_said_with_what_to_do():
     (plan,) = planned(RL, hardware="t4")
     said = list(command.lines(replace(plan, room=1e6)))
     assert any("does not fit: lower train.micro_tokens" in line for line in said)
+
+
+def test_a_faster_size_of_micro_batches_is_named(monkeypatch):
+    monkeypatch.setattr(planning, "rate", lambda work, pieces: 100.0 + 50 * (len(pieces) > 2))
+    stage = RL | {"sampling": RL["sampling"] | {"groups": 8, "group_size": 8}}
+    (plan,) = planned(stage | {"train": {"steps": 1, "micro_tokens": 256}})
+    assert plan.notes == ("train.micro_tokens: 128 would learn 50% faster than 256, in 0.5 times the memory",)
+    (plan,) = planned(stage | {"train": {"steps": 1, "micro_tokens": 2048}})
+    assert plan.notes == ()
