@@ -43,6 +43,7 @@ def recipe(
     compute: str,
     where: Path,
     whole: bool = False,
+    device: str = "cpu",
     groups: int = peers.ROLLOUTS // peers.GROUP,
     reply: int = peers.REPLY,
 ) -> Any:
@@ -58,7 +59,7 @@ def recipe(
     return resolved_recipe(
         {
             "name": "step",
-            "model": {"path": path, "compute": compute, "device": "cpu", "pack": not whole},
+            "model": {"path": path, "compute": compute, "device": device, "pack": not whole},
             "method": "grpo",
             "env": {"dataset": {"path": str(where / "rows" / "rows.jsonl"), "holdout": 0}},
             "rewards": {f"{where}/worth.py:worth": 1.0},
@@ -98,7 +99,7 @@ def tropism(path: str, compute: str, folder: str, **settings: Any) -> peers.Turn
     return opened(recipe(path, compute, where, **settings), where)
 
 
-def trl(path: str, compute: str, folder: str, tuned: bool) -> peers.Turn:
+def trl(path: str, compute: str, folder: str, tuned: bool, device: str = "cpu") -> peers.Turn:
     """Its trainer in a thread, held before each step until a turn is asked for."""
     import logging
 
@@ -115,7 +116,7 @@ def trl(path: str, compute: str, folder: str, tuned: bool) -> peers.Turn:
     size = chosen["per_device_train_batch_size"] = min(chosen["per_device_train_batch_size"], peers.ROLLOUTS)
     arguments = GRPOConfig(
         output_dir=f"{folder}/trl-{compute}-{tuned}",
-        use_cpu=True,
+        use_cpu=device == "cpu",
         max_steps=STEPS,
         learning_rate=1e-6,
         num_generations=peers.GROUP,

@@ -6,7 +6,7 @@ import torch
 from small import FAMILIES, rollout, small, turn
 from tropism.config import Train
 from tropism.training.collate import collate
-from tropism.training.packed import NAME, ROUND, in_common, micro_batches, pack, use, worth
+from tropism.training.packed import NAME, ROUND, by_torch, in_common, micro_batches, pack, use, worth
 
 families = pytest.mark.parametrize("family", FAMILIES)
 ROWS = [[1, 2, 3, 4], [1, 2, 3, 5, 6, 7], [8], [1, 2, 3, 5], [1, 2, 3, 5, 6, 7], [9, 1, 2]]
@@ -62,7 +62,7 @@ def test_packed_rows_have_the_numbers_and_the_gradients_of_padded_ones(family, s
     for policy in policies(family, **settings):
         policy.add_critic()
         torch.nn.init.normal_(policy.critic.weight, generator=torch.Generator().manual_seed(1))
-        assert policy.packs == (worth(policy.module, batch) is not None)
+        assert policy.packs == policy.settings.pack
         out = policy.forward(batch, 0.7, top_k=3)
         weights = torch.randn(batch.tokens.shape, generator=torch.Generator().manual_seed(2))
         ((out.logp + out.value) * weights * batch.action_mask).sum().backward()
@@ -93,7 +93,8 @@ def test_the_gradient_of_a_shared_beginning_is_the_sum_over_its_rows():
 
 @families
 def test_a_model_that_may_be_packed_computes_what_it_did_when_called_as_ever(family):
-    packed, padded = policies(family)
+    packed, padded = small(family), small(family)
+    padded.module.set_attn_implementation("sdpa")
     assert packed.module.config._attn_implementation == NAME != padded.module.config._attn_implementation
     mask = torch.ones_like(TOKENS).masked_fill(torch.arange(6) >= LENGTH[:, None], 0)
     with torch.no_grad():
@@ -103,7 +104,7 @@ def test_a_model_that_may_be_packed_computes_what_it_did_when_called_as_ever(fam
 
 
 def test_a_model_whose_attention_is_another_stays_padded():
-    policy = small(pack=False)
+    policy = small()
     policy.module.set_attn_implementation("eager")
     use(policy.module, policy.precision)
     assert not policy.packs and worth(policy.module, collate(siblings(), codes={})) is None
@@ -111,7 +112,8 @@ def test_a_model_whose_attention_is_another_stays_padded():
 
 def test_a_model_that_mixes_rows_stays_padded():
     """As a convolution over tokens or a state that is carried along would."""
-    policy, seen = small(pack=False), []
+    policy, seen = small(), []
+    policy.module.set_attn_implementation("sdpa")
     attention = policy.module.base_model.layers[0].self_attn
     forward = attention.forward
 
@@ -152,3 +154,16 @@ def test_measuring_in_any_number_of_packed_parts_is_one_padded_pass():
     for tokens in (1, 30, 1000):
         found = packed.measuring(0.7, Train(micro_tokens=tokens))(batch)
         torch.testing.assert_close(found.logp, whole.logp, atol=1e-5, rtol=0)
+
+
+def test_half_precision_is_raised_in_attention_on_a_cpu_and_lowered_again():
+    """Under autocast too, whatever the precision of queries and keys: the result of float32, rounded."""
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 4, 7, 8, generator=draw).bfloat16() for _ in range(3))
+    module = small().module.base_model.layers[0].self_attn
+    given = {"mask": None, "options": {"is_causal": True, "scaling": 0.3}}
+    module.num_key_value_groups = 1
+    expected, _ = by_torch(module, query.float(), key.float(), value.float(), **given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = by_torch(module, query.float(), key.float(), value, **given)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected.bfloat16())

@@ -78,8 +78,7 @@ class Policy:
         self.context = int(getattr(module.config, "max_position_embeddings", 1 << 30))
         self.words = Render(tokenizer, stop_ids(module, tokenizer))
         self.sampler = Local(self.module, self.words.stop_ids, self.context, self.precision)
-        if settings.pack:
-            read_packed(self.module, self.precision)
+        read_packed(self.module, self.precision)
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast of every forward pass, of sampler and trainer alike."""
@@ -119,7 +118,7 @@ class Policy:
         makes logits of it, or nothing where these are the logits)."""
         given: dict[str, Any] = {"input_ids": batch.tokens}
         spread: Callable[[Tensor], Tensor] = lambda states: states  # noqa: E731
-        if packed := worth(module, batch):
+        if self.settings.pack and (packed := worth(module, batch)):
             given, at = inputs(packed), packed.place[at]
             spread = lambda states: states.index_select(0, packed.place)  # noqa: E731
         if self.parted:
@@ -137,7 +136,7 @@ class Policy:
     @property
     def packs(self) -> bool:
         """It computes what rows begin with in common once."""
-        return used(self.module)
+        return self.settings.pack and used(self.module)
 
     @cached_property
     def parted(self) -> bool:
@@ -162,7 +161,9 @@ class Policy:
                 blank = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
                 values = {"value": blank, "last_value": blank[:, 0]} if self.critic is not None and not module else {}
                 return Output(logp=blank, entropy=blank, **values)
-            for part in micro_batches(batch, train.micro_tokens, packed=used(module or self.module)):
+            for part in micro_batches(
+                batch, train.micro_tokens, packed=self.settings.pack and used(module or self.module)
+            ):
                 width = int(batch.length[part].max())
                 with adapters.switched_off(self.module) if start else contextlib.nullcontext():
                     said = self.forward(batch[part].narrow(width), temperature, top_k=top_k, module=module)

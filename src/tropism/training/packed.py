@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from tropism.maths.logp import HALF
 from tropism.types import Batch
 
 NAME = "tropism"
@@ -180,11 +181,8 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Queries [1, H, M', D], keys and values [1, K, M', D] -> [1, M', H, D], each row for itself; without `packed`,
     torch's attention as transformers calls it."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    sdpa: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward
     if packed is None:
-        return sdpa(module, query, key, value, attention_mask, **options)
+        return by_torch(module, query, key, value, attention_mask, options)
     rows, longest = packed.shape
     into, out_of = cast(Any, Spread).apply, cast(Any, Collect).apply
     spread = (
@@ -192,8 +190,25 @@ def attention(
         for part in (query, key, value)
     )
     mask = within(longest, options.get("sliding_window"), query.device)
-    seen, _ = sdpa(module, *spread, mask, **options | {"is_causal": mask is None})
+    query, key, value = spread
+    seen, _ = by_torch(module, query, key, value, mask, options | {"is_causal": mask is None})
     return out_of(seen.flatten(2).flatten(0, 1), packed).view(1, -1, *seen.shape[2:]), None
+
+
+def by_torch(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+) -> tuple[Tensor, None]:
+    """Torch's attention, as transformers calls it. Half precision is raised on a CPU, where the backward pass of torch
+    2.13 takes four times as long in bfloat16 as in float32."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    sdpa, dtype = cast(Any, sdpa_attention_forward), value.dtype
+    if query.device.type != "cpu" or dtype not in HALF:
+        return cast(tuple[Tensor, None], sdpa(module, query, key, value, mask, **options))
+    mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+    with torch.autocast("cpu", enabled=False):
+        seen, _ = sdpa(module, query.float(), key.float(), value.float(), mask, **options)
+    return seen.to(dtype), None
 
 
 def within(longest: int, window: int | None, device: torch.device) -> Tensor | None:
