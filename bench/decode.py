@@ -3,6 +3,7 @@
     lean            the decoder of models of Llama's shape (rollout/lean.py)
     transformers    our loop over the module's own forward pass, as for any other model (rollout/stream.py)
     generate        transformers' `generate`, sampling
+    continuous      transformers' continuous batching, its manager kept warm; on a CPU it is slow: --continuous
 
 The same weights, prompts and number of tokens; `batch` replies, 8 to a prompt. `of peak` is the share of the fastest
 product of two matrices of 1024 x 1024 in that precision, counting two operations for each weight and token. One thread.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import peers
@@ -21,6 +23,7 @@ WAYS = ("lean", "transformers", "generate")
 
 def decoder(way: str, size: str, compute: str, batch: int) -> peers.Turn:
     import torch
+    from transformers import GenerationConfig
 
     from tropism.config import Model
     from tropism.rollout.sampler import Local
@@ -36,7 +39,16 @@ def decoder(way: str, size: str, compute: str, batch: int) -> peers.Turn:
     params = SamplingParams(max_tokens=peers.REPLY)
     ids = torch.tensor(prompts)
 
+    def continuous() -> int:
+        policy.module.set_attn_implementation("sdpa")
+        ends = {"eos_token_id": policy.words.stop_ids[0], "pad_token_id": 0}
+        asked = GenerationConfig(max_new_tokens=peers.REPLY, do_sample=True, top_k=0, **ends)
+        out = policy.module.generate_batch(prompts, asked, progress_bar=False, persistent_manager=True)
+        return sum(len(each.generated_tokens) for each in out.values())
+
     def sampled() -> int:
+        if way == "continuous":
+            return continuous()
         if way != "generate":
             return sum(len(turn.action) for turn in sampler(prompts, params))
         with policy.precision(), torch.inference_mode():
@@ -55,9 +67,9 @@ def decoder(way: str, size: str, compute: str, batch: int) -> peers.Turn:
     return turn
 
 
-def compared(size: str, compute: str, batch: int, turns: int) -> list[dict[str, Any]]:
+def compared(size: str, compute: str, batch: int, turns: int, ways: Sequence[str] = WAYS) -> list[dict[str, Any]]:
     settings = {"size": size, "compute": compute, "batch": batch}
-    found = peers.raced({way: (decoder, {"way": way} | settings) for way in WAYS}, 1, turns)
+    found = peers.raced({way: (decoder, {"way": way} | settings) for way in ways}, 1, turns)
     limit, backend = peers.peak(compute)
     base = peers.quartiles([turn["tokens/s"] for turn in found["generate"]])[0]
     rows = []
@@ -79,14 +91,16 @@ def main() -> int:
     parser.add_argument("--compute", default="float32")
     parser.add_argument("--batches", default="64,128")
     parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--continuous", action="store_true", help="continuous batching too, which takes minutes")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     peers.settled(1)
     rows: list[dict[str, Any]] = []
+    ways = (*WAYS, "continuous") if given.continuous else WAYS
     for size in given.sizes.split(","):
         for compute in given.compute.split(","):
             for batch in map(int, given.batches.split(",")):
-                rows += compared(size, compute, batch, given.turns)
+                rows += compared(size, compute, batch, given.turns, ways)
     peers.told(rows, peers.versions("torch", "transformers"), given.json)
     return 0
 
