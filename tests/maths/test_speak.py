@@ -75,6 +75,39 @@ def test_the_gradients_agree_with_finite_differences(temperature, most):
     )
 
 
+@pytest.mark.parametrize("likeliest", [0, 2])
+def test_the_gradient_of_a_sum_of_all_that_is_said_is_the_sum_of_gradients(likeliest):
+    """Of token, entropy and ids that were given, or of the likeliest ones; against torch's own gradient."""
+    logits, by = drawn(3, 5).requires_grad_(), [drawn(3, seed=1), drawn(3, seed=2), drawn(3, 2, seed=3)]
+    logp = (logits / 0.7).log_softmax(-1)
+    ids = logp.topk(2).indices if likeliest else torch.tensor([[1, 2], [0, 3], [2, 4]])
+    expected = [logp[[0, 1, 2], TOKENS], -(logp.exp() * logp).sum(-1), logp.gather(1, ids)]
+    out = said(logits, TOKENS, 0.7, **({"top_k": 2} if likeliest else {"ids": ids}))
+    found = [out.logp, out.entropy, out.topk_logp]
+    slopes = [
+        torch.autograd.grad(sum((value * w).sum() for value, w in zip(values, by, strict=True)), logits)[0]
+        for values in (found, expected)
+    ]
+    close(*slopes)
+
+
+@pytest.mark.parametrize("most", [1 << 28, 2 * 4 * 5])
+def test_a_head_with_a_bias_says_what_its_logits_say_with_gradients_to_all_that_learns(most):
+    """In the precision of the weights; none is computed for what does not learn."""
+    shapes = {"states": (3, 4), "weight": (5, 4), "bias": (5,)}
+    given = {name: drawn(*shape, seed=n).requires_grad_() for n, (name, shape) in enumerate(shapes.items())}
+    out = said(given["states"], TOKENS, 1.0, weight=given["weight"], bias=given["bias"], most=most)
+    plain = said(given["states"] @ given["weight"].t() + given["bias"], TOKENS, 1.0)
+    close(out.logp, plain.logp)
+    close(out.entropy, plain.entropy)
+    for name, value in given.items():
+        slope, expected = (torch.autograd.grad(o.logp.sum(), value, retain_graph=True)[0] for o in (out, plain))
+        close(slope, expected, atol=1e-12, rtol=0)
+        others = {other: v.detach() if other != name else v for other, v in given.items()}
+        alone = said(others["states"], TOKENS, 1.0, weight=others["weight"], bias=others["bias"], most=most)
+        close(torch.autograd.grad(alone.logp.sum(), value)[0], expected, atol=1e-12, rtol=0)
+
+
 def test_chunks_change_nothing():
     states, weight, tokens = drawn(7, 4), drawn(6, 4, seed=1), torch.arange(7) % 6
     whole = said(states, tokens, 0.8, weight=weight, top_k=3)
