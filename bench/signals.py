@@ -138,12 +138,14 @@ SETTINGS = {
         | {"openclaw score": arm("openclaw", "hint", w_hint=0), "openclaw hint": arm("openclaw", "hint", w_rl=0)},
         0.85,
     ),
+    # A sibling that won adds nothing to a turn that is answered again (--doctor), and the game has no other contrast: the
+    # teacher of gated is a useless one here.
     "game": Setting(
         "recipes/signals-game.yaml",
         {
             "grpo": arm("grpo"),
             "ppo": arm("ppo"),
-            "gated": arm("gated", "sibling", teacher={"against": ["wrong_sibling"]}),
+            "gated": arm("gated", "sibling", teacher={"against": ["wrong_sibling"], "must_add": -1}),
         }
         | {name: arm(name, "feedback") for name in ("sdpo", "rlsd", "srpo")}
         | {name: arm(name, teacher=OUTER) for name in ("opd", "g_opd")},
