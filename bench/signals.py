@@ -138,8 +138,8 @@ SETTINGS = {
         | {"openclaw score": arm("openclaw", "hint", w_hint=0), "openclaw hint": arm("openclaw", "hint", w_rl=0)},
         0.85,
     ),
-    # A sibling that won adds nothing to a turn that is answered again (--doctor), and the game has no other contrast: the
-    # teacher of gated is a useless one here.
+    # A sibling that won adds nothing to a turn that is answered again (--doctor), and the game has no other contrast:
+    # the teacher of gated is a useless one here.
     "game": Setting(
         "recipes/signals-game.yaml",
         {
