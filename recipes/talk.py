@@ -60,8 +60,8 @@ class Conversation:
         return self.questions[self.answered].demonstrate()
 
     def advise(self, wrong: bool) -> tuple[Mapping[str, str], str]:
-        """What this user would say of a wrong answer, or would say if wrong, and the reply that heeds it; half of what is
-        right is said of a right answer, whose follow-up says no more than that it was right."""
+        """What this user would say of a wrong answer, or would say if wrong, and the reply that heeds it; half of what
+        is right is said of a right answer, whose follow-up says no more than that it was right."""
         texts, reply = self.questions[self.answered].advise(wrong)
         draws = random.Random(f"next/{self.seed}/{self.answered}")
         asked, fine = draws.choice(self.questions).prompt, not wrong and draws.random() < 0.5
