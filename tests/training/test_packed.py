@@ -62,14 +62,14 @@ def test_packed_rows_have_the_numbers_and_the_gradients_of_padded_ones(family, s
     for policy in policies(family, **settings):
         policy.add_critic()
         torch.nn.init.normal_(policy.critic.weight, generator=torch.Generator().manual_seed(1))
-        assert policy.packs == policy.settings.pack
+        assert policy.packs() == policy.settings.pack
         out = policy.forward(batch, 0.7, top_k=3)
         weights = torch.randn(batch.tokens.shape, generator=torch.Generator().manual_seed(2))
         ((out.logp + out.value) * weights * batch.action_mask).sum().backward()
         slopes = {name: p.grad for name, p in policy.module.named_parameters()}
         found.append((vars(out), slopes))
     (mine, slopes), (theirs, expected) = found
-    assert worth(policies(family)[0].module, batch) is not None
+    assert worth(batch) is not None
     for name, value in theirs.items():
         torch.testing.assert_close(mine[name], value, atol=2e-5, rtol=0)
     for name, slope in expected.items():
@@ -107,7 +107,7 @@ def test_a_model_whose_attention_is_another_stays_padded():
     policy = small()
     policy.module.set_attn_implementation("eager")
     use(policy.module, policy.precision)
-    assert not policy.packs and worth(policy.module, collate(siblings(), codes={})) is None
+    assert not policy.packs()
 
 
 def test_a_model_that_mixes_rows_stays_padded():
@@ -123,12 +123,21 @@ def test_a_model_that_mixes_rows_stays_padded():
 
     attention.forward = mixing
     use(policy.module, policy.precision)
-    assert seen and not policy.packs
+    assert seen and not policy.packs()
+
+
+def test_a_model_that_takes_no_such_input_stays_padded():
+    policy = small()
+    policy.module.set_attn_implementation("sdpa")
+    forward = policy.module.forward
+    policy.module.forward = lambda input_ids, use_cache=False: forward(input_ids=input_ids, use_cache=use_cache)
+    use(policy.module, policy.precision)
+    assert not policy.packs()
 
 
 def test_rows_with_little_in_common_stay_padded():
     alone = collate([rollout(turn([n, 2, 3], [4, 5])) for n in (1, 7)], codes={})
-    assert worth(small("tiny").module, alone) is None
+    assert worth(alone) is None
 
 
 @pytest.mark.parametrize("tokens", [1, 12, 25, 1000])

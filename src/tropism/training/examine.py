@@ -113,7 +113,7 @@ def gradient(job: Job, batch: Batch, tokens: int, temperature: float) -> Tensor:
     noise = torch.randn(batch.token_reward.shape, generator=torch.Generator().manual_seed(0)).to(batch.tokens.device)
     credit = Credit(noise * batch.action_mask, noise * batch.action_mask)
     weights = method.weights(batch)
-    for rows in micro_batches(batch, tokens, inseparable(batch), packed=job.policy.packs):
+    for rows in micro_batches(batch, tokens, inseparable(batch), packed=job.policy.packs()):
         width = int(batch.length[rows].max())
         piece = batch[rows].narrow(width)
         result = method.loss(job.policy.forward(piece, temperature), piece, credit[rows].narrow(width))

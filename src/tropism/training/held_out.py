@@ -42,7 +42,7 @@ class HeldOut:
         metrics, loss = Metrics(), 0.0
         margins: list[Tensor] = []
         longer: list[Tensor] = []
-        for part in micro_batches(batch, self.train.micro_tokens, inseparable(batch), packed=self.policy.packs):
+        for part in micro_batches(batch, self.train.micro_tokens, inseparable(batch), packed=self.policy.packs()):
             width = int(batch.length[part].max())
             piece = batch[part].narrow(width)
             out = self.policy.forward(piece)

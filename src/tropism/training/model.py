@@ -27,7 +27,7 @@ from tropism.rollout.render import Render
 from tropism.rollout.sampler import Local
 from tropism.signals.frozen import Forward
 from tropism.training import lora as adapters
-from tropism.training.packed import inputs, micro_batches, used, worth
+from tropism.training.packed import inputs, micro_batches, spread, used, worth
 from tropism.training.packed import use as read_packed
 from tropism.types import Batch, Output
 
@@ -116,27 +116,24 @@ class Policy:
     def states(self, module: Any, batch: Batch, at: Tensor, hidden: bool) -> tuple[Any, Tensor, dict[str, Any]]:
         """(last hidden state [N T, H] if asked for; what speaks at these flat places, [M, H] or [M, V]; the head that
         makes logits of it, or nothing where these are the logits)."""
-        given: dict[str, Any] = {"input_ids": batch.tokens}
-        spread: Callable[[Tensor], Tensor] = lambda states: states  # noqa: E731
-        if self.settings.pack and (packed := worth(module, batch)):
-            given, at = inputs(packed), packed.place[at]
-            spread = lambda states: states.index_select(0, packed.place)  # noqa: E731
+        packed = worth(batch) if self.packs(module) else None
+        given: dict[str, Any] = {"input_ids": batch.tokens} if packed is None else inputs(packed)
+        at = at if packed is None else packed.place[at]
         if self.parted:
             last = module.base_model(**given, use_cache=False).last_hidden_state.flatten(0, 1)
             head, states = module.get_output_embeddings(), last.index_select(0, at)
             plain = type(head) in PLAIN
             parts = {"weight": head.weight, "bias": head.bias} if plain else {}
-            return spread(last) if hidden else None, states if plain else head(states), parts
+            return spread(last, packed) if hidden else None, states if plain else head(states), parts
         width = given["input_ids"].shape[1]
         columns, index = (at % width).unique(return_inverse=True)
         out = module(**given, use_cache=False, logits_to_keep=columns, output_hidden_states=hidden)
-        last = spread(out.hidden_states[-1].flatten(0, 1)) if hidden else None
+        last = spread(out.hidden_states[-1].flatten(0, 1), packed) if hidden else None
         return last, out.logits[at // width, index], {}
 
-    @property
-    def packs(self) -> bool:
-        """It computes what rows begin with in common once."""
-        return self.settings.pack and used(self.module)
+    def packs(self, module: Any = None) -> bool:
+        """Whether what rows begin with in common is computed once, by the policy or by other weights."""
+        return self.settings.pack and used(module or self.module)
 
     @cached_property
     def parted(self) -> bool:
@@ -161,9 +158,7 @@ class Policy:
                 blank = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
                 values = {"value": blank, "last_value": blank[:, 0]} if self.critic is not None and not module else {}
                 return Output(logp=blank, entropy=blank, **values)
-            for part in micro_batches(
-                batch, train.micro_tokens, packed=self.settings.pack and used(module or self.module)
-            ):
+            for part in micro_batches(batch, train.micro_tokens, packed=self.packs(module)):
                 width = int(batch.length[part].max())
                 with adapters.switched_off(self.module) if start else contextlib.nullcontext():
                     said = self.forward(batch[part].narrow(width), temperature, top_k=top_k, module=module)

@@ -149,7 +149,7 @@ def timed(stage: Stage, policy: Policy, work: Work) -> tuple[dict[str, float], t
 
 
 def pieces(policy: Policy, work: Work, micro_tokens: int) -> list[Batch]:
-    parts = micro_batches(work.batch, micro_tokens, packed=policy.packs)
+    parts = micro_batches(work.batch, micro_tokens, packed=policy.packs())
     return [work.batch[part].narrow(int(work.batch.length[part].max())) for part in parts]
 
 

@@ -58,7 +58,7 @@ def counted(recipe: Recipe, stage: Stage, policy: Policy, folder: Path) -> Work:
     said = [sum(len(turn.action) for turn in each) for each in turns]
     first = {tuple(each[0].context) for each in turns}
     later = sum(len(turn.context) for each in turns for turn in each[1:])
-    learned = sum(map(len_packed(batch), micro_batches(batch, stage.train.micro_tokens, packed=policy.packs)))
+    learned = sum(map(len_packed(batch), micro_batches(batch, stage.train.micro_tokens, packed=policy.packs())))
     extra = 0
     if (teacher := teacher_of(stage.method)) is not None and teacher.reads and stage.env:
         extra = sum(said) * (1 + bool(teacher.against))  # what it reads is about as long as a reply
