@@ -106,6 +106,18 @@ def second_table(arms: Arms, base: str = "grpo") -> Iterator[str]:
         yield f"| {label} | {' | '.join(told)} |"
 
 
+def long_table(arms: Arms, base: str = "grpo") -> Iterator[str]:
+    """A row per arm of long runs: how it stands late, its lowest window once it has learned, and where it and the base
+    lie below each other's interval."""
+    yield f"| method | held out, last five | lowest window after 15 steps | below {base} | {base} below it | windows |"
+    yield "|---|---|---|---|---|---|"
+    for label, runs in arms.items():
+        means = [statistics.fmean(values) for values in zip(*(windows(line["success"]) for line in runs), strict=True)]
+        late = statistics.fmean(value for line in runs for value in line["held_out"][-5:])
+        lost, won = (len(below(*pair)) for pair in ((runs, arms[base]), (arms[base], runs)))
+        yield f"| {label} | {late:.3f} | {min(means[15 // WINDOW :]):.3f} | {lost} | {won} | {len(means)} |"
+
+
 def share_of_commas(line: Line, which: int) -> float:
     """Of the gaps between steps, before (0) or after (1) the run; where no gap was written, none is a comma."""
     return float(line["eval/commas"][which] / (line["eval/gaps"][which] or 1.0))

@@ -112,11 +112,8 @@ def update(policy: Any, device: str, limit: float) -> dict[str, float]:
 
 def steps(path: str, device: str, compute: str, turns: int, folder: str) -> dict[str, dict[str, float]]:
     """Median seconds of a step and its parts, ours and TRL's in turns."""
-    ours = {"path": path, "compute": compute, "folder": folder, "device": device}
-    makers = {
-        "tropism": (step.tropism, ours | {"reply": REPLY}),
-        "TRL, tuned": (step.trl, ours | {"tuned": True}),
-    }
+    both = {"path": path, "compute": compute, "folder": folder, "device": device, "reply": REPLY}
+    makers = {"tropism": (step.tropism, both), "TRL, tuned": (step.trl, both | {"tuned": True})}
     found = peers.raced(makers, 1, turns)
     return {
         name: {part: statistics.median(turn[part] for turn in each) for part in ("step", "generate", "update")}
@@ -129,7 +126,7 @@ def measured(size: str, device: str, compute: str, turns: int) -> list[dict[str,
     from tropism.training.model import load_policy
 
     limit = limits(device, compute)
-    rows: list[dict[str, Any]] = [{"what": "limits", "of": ""} | {name: f"{rate:.3g}" for name, rate in limit.items()}]
+    rows: list[dict[str, Any]] = [{"what": "limits"} | {name: f"{rate:.3g}" for name, rate in limit.items()}]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / size
         shape = SIZES[size] | {"initializer_range": 0.02}
@@ -141,7 +138,6 @@ def measured(size: str, device: str, compute: str, turns: int) -> list[dict[str,
         ):
             rows.append({"what": name} | {key: f"{value:.3g}" for key, value in found.items()})
         del policy
-        peers.REPLY = REPLY
         for name, parts in steps(str(path), device, compute, turns, folder).items():
             rows.append({"what": f"step, {name}"} | {f"{part} ms": round(1e3 * value) for part, value in parts.items()})
     return rows

@@ -28,6 +28,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 4,
         "num_hidden_layers": 4,
     },
+    "20M": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 5},
 }
 """Name -> what is changed in the preset `tiny`, a Qwen3 over bytes; random weights."""
 ROLLOUTS, GROUP, PROMPT, REPLY = 128, 8, 16, 48

@@ -344,6 +344,8 @@ def main() -> int:
     print("\n".join(curves.table(found, setting.level)))
     if name == "hints":
         print("", *curves.second_table(found), sep="\n")
+    if setting.times > 1:
+        print("", *curves.long_table(found), sep="\n")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.svg").write_text(curves.figure(f"success on {name}, by step", found))
     return 0

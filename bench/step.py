@@ -99,7 +99,7 @@ def tropism(path: str, compute: str, folder: str, **settings: Any) -> peers.Turn
     return opened(recipe(path, compute, where, **settings), where)
 
 
-def trl(path: str, compute: str, folder: str, tuned: bool, device: str = "cpu") -> peers.Turn:
+def trl(path: str, compute: str, folder: str, tuned: bool, device: str = "cpu", reply: int = peers.REPLY) -> peers.Turn:
     """Its trainer in a thread, held before each step until a turn is asked for."""
     import logging
 
@@ -120,7 +120,7 @@ def trl(path: str, compute: str, folder: str, tuned: bool, device: str = "cpu") 
         max_steps=STEPS,
         learning_rate=1e-6,
         num_generations=peers.GROUP,
-        max_completion_length=peers.REPLY,
+        max_completion_length=reply,
         gradient_accumulation_steps=peers.ROLLOUTS // size,
         bf16=compute == "bfloat16",
         report_to="none",

@@ -9,10 +9,13 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import decode
+import gpu
 import memory
 import peers
 import scaling
 import step
+from tropism.config import Model
+from tropism.training.model import load_policy
 
 
 class Counted:
@@ -64,3 +67,15 @@ def test_memory_grows_with_the_vocabulary():
     small, large = (memory.measured("grpo", size, 32, 8) for size in (500, 20_000))
     assert 0 < small < large and math.isfinite(large)
     assert memory.resident("VmRSS") > 10 and torch.get_num_threads() >= 1
+
+
+def test_the_bench_of_an_accelerator_counts_on_a_cpu_and_refuses_to_measure_there(monkeypatch):
+    monkeypatch.setattr(gpu, "REPLIES", 4)
+    policy = load_policy(Model(path="tiny", shape=gpu.SIZES["dry"], device="cpu"))
+    found = gpu.decode(policy, "cpu", "float32", 1e12)
+    assert 0 < found["of bandwidth"] < 1 and found["tokens/s"] > 0
+    assert gpu.update(policy, "cpu", 1e15)["of products"] < 1
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(sys, "argv", ["gpu.py"])
+        with pytest.raises(SystemExit, match="nothing was measured"):
+            gpu.main()

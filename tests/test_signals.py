@@ -100,6 +100,17 @@ def test_a_level_is_reached_when_the_mean_of_a_window_is():
     assert curves.reaching([0.5] * 20, 0.8) is None
 
 
+def test_a_long_run_is_told_late_at_its_lowest_and_against_the_base():
+    """Two seeds of 20 steps: windows of five are 0.5, 0.5, 0.5 and then the last one."""
+
+    def runs(*ends):
+        return [{"success": [0.5] * 15 + [end] * 5, "held_out": [0.0, *[end] * 5]} for end in ends]
+
+    told = list(curves.long_table({"grpo": runs(0.8, 0.9), "low": runs(0.6, 0.7)}))
+    assert told[2] == "| grpo | 0.850 | 0.850 | 0 | 0 | 4 |"
+    assert told[3] == "| low | 0.650 | 0.650 | 1 | 0 | 4 |"
+
+
 def test_a_curve_is_below_where_its_mean_is_under_the_others_interval():
     others = [line("grpo", 1e-4, seed, *[0.5 + 0.1 * seed] * 10) for seed in range(5)]
     low = [line("gated", 1e-4, seed, *[0.9] * 5, *[0.4] * 5) for seed in range(5)]

@@ -9,6 +9,7 @@ from tropism.cli import plan as command
 from tropism.errors import ConfigError
 from tropism.recipe import resolve
 from tropism.training import plan as planning
+from tropism.training import workload
 from tropism.training.model import load_policy
 
 SUMS = {"reasoning": {"config": {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}}}
@@ -150,3 +151,25 @@ def test_a_faster_size_of_micro_batches_is_named(monkeypatch):
     assert plan.notes == ("train.micro_tokens: 128 would learn 50% faster than 256, in 0.5 times the memory",)
     (plan,) = planned(stage | {"train": {"steps": 1, "micro_tokens": 2048}})
     assert plan.notes == ()
+
+
+def test_rows_that_an_earlier_stage_has_yet_to_write_are_counted_as_it_would_write_them():
+    sampling = {"max_tokens": 24}
+    pairs = {"sampled": {"env": SUMS, "tasks": 40, "samples": 2, "keep": "pairs", "noise": 1.0}}
+    first = {"name": "scorer", "method": "reward_model", "data": pairs, "success": {"part": "correct"}}
+    stages = [
+        stage | {"sampling": sampling, "train": {"steps": 2, "batch": 8}}
+        for stage in (first, {"name": "dpo", "method": "dpo", "data": {"path": "scorer"}})
+    ]
+    written, read = planned(*stages, hardware="h100")
+    assert written.work.learned == read.work.learned > 0 and written.work.share == read.work.share
+    assert read.work.measured == read.work.learned
+
+
+def test_an_environment_that_knows_no_answer_is_planned_at_the_longest_reply(monkeypatch):
+    def unknown(*_):
+        raise ConfigError("no reference answers")
+
+    monkeypatch.setattr(workload, "demonstration", unknown)
+    (plan,) = planned(RL, hardware="h100")
+    assert plan.work.longest == 24 and "as they may be, in one turn: 24 tokens" in plan.work.assumed

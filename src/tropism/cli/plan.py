@@ -12,12 +12,16 @@ from tropism.cli.runs import RecipeName, Settings
 if TYPE_CHECKING:
     from tropism.training.plan import Plan
 
+ADVICE = (
+    "lower train.micro_tokens or sampling.groups, set model.gradient_checkpointing, or train an adapter (model.lora)"
+)
+
 
 def plan(
     recipe: RecipeName,
     settings: Settings = None,
     hardware: Annotated[
-        str, typer.Option(metavar="NAME", help="here, which is measured, or h200, h100, a100, l40s, l4, rtx4090, t4.")
+        str, typer.Option(metavar="NAME", help="here, which is measured, or a data sheet: h100, say.")
     ] = "here",
 ) -> None:
     """Say what time and memory a recipe will take, what the bottleneck is and whether it fits; trains nothing."""
@@ -40,12 +44,7 @@ def lines(plan: Plan) -> Iterator[str]:
     for name, size in sorted(plan.memory.items(), key=lambda item: -item[1]):
         if size:
             yield f"  {name:<24}{size / 1e9:>7.2f} GB"
-    verdict = (
-        "fits"
-        if plan.peak <= plan.room
-        else "does not fit: lower train.micro_tokens or sampling.groups, "
-        + ("set model.gradient_checkpointing, or train an adapter (model.lora)")
-    )
+    verdict = "fits" if plan.peak <= plan.room else f"does not fit: {ADVICE}"
     yield f"  at its peak{plan.peak / 1e9:>20.2f} GB of {plan.room / 1e9:.0f}, drawing or learning: {verdict}"
     yield from (f"  {note}" for note in plan.notes)
 

@@ -19,10 +19,11 @@ from torch import Tensor
 from tropism.config import Recipe, Stage
 from tropism.errors import ConfigError
 from tropism.maths.speak import MOST
+from tropism.signals.reread import starts
 from tropism.teacher import teacher_of
 from tropism.training.model import Policy
-from tropism.training.packed import micro_batches, pack
-from tropism.training.workload import Work, counted, passes
+from tropism.training.packed import micro_batches
+from tropism.training.workload import Work, counted, referred, spared
 from tropism.types import Batch, SamplingParams, Turn
 
 SECONDS = 3.0
@@ -56,6 +57,10 @@ HARDWARE = {
 }
 LAUNCHES, LAUNCH = 20, 5e-6
 """Operations that a layer starts one after another, and seconds that an accelerator takes to start one."""
+MOVED = 28
+"""Bytes of an optimizer step for a weight: it, its gradient and both moments read; it and both moments written."""
+CONTEXT = 5e8
+"""Bytes that a process takes of an accelerator before it has a model."""
 REACHED = {"draw": 0.5, "learn": 0.4}
 """Which share of bandwidth decoding is assumed to reach on a data sheet's machine, and an update of its products."""
 
@@ -100,7 +105,7 @@ def planned(recipe: Recipe, stage: Stage, policy: Policy, folder: Path, hardware
     work = counted(recipe, stage, policy, folder)
     memory = held(stage, policy, work)
     if hardware == "here":
-        memory["the process"] = process or empty(policy, memory["weights"])
+        memory["the process"] = process or unladen(policy, memory["weights"])
         seconds, notes = timed(stage, policy, work)
         return Plan(stage.name, stage.train.steps, work, seconds, memory, available(policy.device), notes)
     machine = HARDWARE[hardware]
@@ -109,7 +114,7 @@ def planned(recipe: Recipe, stage: Stage, policy: Policy, folder: Path, hardware
         stage.train.steps,
         work,
         by_sheet(stage, policy, work, machine),
-        memory | {"the process": 5e8},
+        memory | {"the process": CONTEXT},
         machine.gigabytes * 1e9,
         notes=(
             f"from the data sheet of {hardware}, at {REACHED['draw']:.0%} of its bandwidth in drawing and "
@@ -155,7 +160,7 @@ def pieces(policy: Policy, work: Work, micro_tokens: int) -> list[Batch]:
 
 def rate(work: Callable[[Batch], None], pieces: Sequence[Batch]) -> float:
     """Tokens a second, in turn over the pieces, after one that does not count."""
-    tokens = [len(pack(piece.tokens, piece.length).owner) for piece in pieces]
+    tokens = [spared(piece) for piece in pieces]
     work(pieces[0])
     done, count, began = 0, 0, time.perf_counter()
     while count == 0 or (time.perf_counter() - began < SECONDS and count < 4 * len(pieces)):
@@ -176,13 +181,19 @@ def moving(stage: Stage, policy: Policy) -> float:
     settled(policy.device)
     once = time.perf_counter() - began
     optimizer.zero_grad(set_to_none=True)
-    return once * (stage.train.epochs * stage.train.mini_batches if stage.env else 1)
+    return once * moves(stage)
+
+
+def moves(stage: Stage) -> int:
+    """Optimizer steps of a step."""
+    return stage.train.epochs * stage.train.mini_batches if stage.env else 1
 
 
 def speaking(stage: Stage, policy: Policy, work: Work) -> float:
     """Tokens a second of drawing as many sequences as a step has, once their prompts are read."""
-    starts = [row[: int(start)] for row, start in zip(work.batch.tokens.tolist(), first(work.batch), strict=True)]
-    prompts = [starts[n % len(starts)] for n in range(work.rows)]
+    rows = zip(work.batch.tokens.tolist(), starts(work.batch).tolist(), strict=True)
+    asked = [row[:start] for row, start in rows]
+    prompts = [asked[n % len(asked)] for n in range(work.rows)]
 
     def draw(length: int) -> tuple[float, int]:
         began = time.perf_counter()
@@ -200,11 +211,6 @@ def speaking(stage: Stage, policy: Policy, work: Work) -> float:
         length = min(work.longest, 4 * length)
 
 
-def first(batch: Batch) -> list[int]:
-    """[N] where a row's first action stands."""
-    return [int(place) for place in batch.action_mask.int().argmax(1)]
-
-
 def settled(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -220,17 +226,17 @@ def by_sheet(stage: Stage, policy: Policy, work: Work, machine: Hardware) -> dic
     layer = float(policy.module.config.num_hidden_layers * LAUNCHES * LAUNCH)
 
     def passing(tokens: int, operations: int) -> float:
-        passes = -(-tokens // stage.train.micro_tokens)
-        return max(operations * weights * tokens / products, passes * layer * operations / 2)
+        parts = -(-tokens // stage.train.micro_tokens)
+        return max(operations * weights * tokens / products, parts * layer * operations / 2)
 
-    moves = (stage.train.epochs * stage.train.mini_batches) if stage.env else 1
-    found = {"learning": passing(work.learned, 6), "moving": moves * 28 * weights / (machine.bandwidth * 1e9)}
+    moved = moves(stage) * MOVED * sum(p.numel() for p in policy.module.parameters() if p.requires_grad)
+    found = {"learning": passing(work.learned, 6), "moving": moved / (machine.bandwidth * 1e9)}
     if work.measured:
         found["measuring"] = passing(work.measured, 2)
     if stage.env:
         sides = -(-work.rows // policy.sampler.rows)
-        moved = weights * (2 if half else 4) + cache(policy, work) / 2
-        each = max(moved / (machine.bandwidth * 1e9 * REACHED["draw"]), layer)
+        seen = weights * (2 if half else 4) + cache(policy, work) / 2
+        each = max(seen / (machine.bandwidth * 1e9 * REACHED["draw"]), layer)
         saying = max(work.longest * sides * each, 2 * weights * work.drawn / products)
         found["drawing"] = passing(work.read, 2) + saying
     return found
@@ -246,7 +252,7 @@ def held(stage: Stage, policy: Policy, work: Work) -> dict[str, float]:
     moved = sum(4 * p.numel() for p in every if p.requires_grad)
     found: dict[str, float] = {"weights": whole, "gradients and moments": 3 * moved}
     others, teacher = 0, teacher_of(stage.method)
-    if policy.settings.lora is None and passes(stage) and "reference_logp" in stage.method.needs.measured:
+    if policy.settings.lora is None and referred(stage):
         others += 1
     if teacher is not None and teacher.who != "live":
         others += 1 if isinstance(teacher.who, str) else len(teacher.who)
@@ -302,7 +308,7 @@ def resident() -> float:
     return float(pages * os.sysconf("SC_PAGE_SIZE"))
 
 
-def empty(policy: Policy, weights: float) -> float:
+def unladen(policy: Policy, weights: float) -> float:
     """Bytes that this process holds beside its model, with all that training loads."""
     one = torch.nn.Parameter(torch.ones(1))
     one.grad = torch.ones(1)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from tropism.config import Recipe, Stage
+from tropism.config import Named, Recipe, Sampling, Stage
 from tropism.envs import open_source
 from tropism.errors import ConfigError
 from tropism.signals.frozen import TAUGHT
@@ -20,6 +17,7 @@ from tropism.training.fit import demonstration, load_rows
 from tropism.training.model import Policy
 from tropism.training.packed import micro_batches, pack
 from tropism.training.run import located
+from tropism.training.sampled import ROWS
 from tropism.types import Batch, Rollout, Task, Turn
 
 PROBED = 16
@@ -51,14 +49,16 @@ class Work:
 
 def counted(recipe: Recipe, stage: Stage, policy: Policy, folder: Path) -> Work:
     """The tokens of one step."""
-    found, total, assumed = drawn(recipe, stage, policy) if stage.env else rows(recipe, stage, policy, folder)
+    found, total, assumed = (
+        drawn(recipe, stage.env, stage.sampling, policy) if stage.env else rows(recipe, stage, policy, folder)
+    )
     batch = collate(found, codes={}, device=policy.device, apart=apart(stage.method))
     share = len(found) / total
     turns = [list(one.turns) for one in found] if stage.env else []
     said = [sum(len(turn.action) for turn in each) for each in turns]
     first = {tuple(each[0].context) for each in turns}
     later = sum(len(turn.context) for each in turns for turn in each[1:])
-    learned = sum(map(len_packed(batch), micro_batches(batch, stage.train.micro_tokens, packed=policy.packs())))
+    learned = sum(spared(batch[part]) for part in micro_batches(batch, stage.train.micro_tokens, packed=policy.packs()))
     extra = 0
     if (teacher := teacher_of(stage.method)) is not None and teacher.reads and stage.env:
         extra = sum(said) * (1 + bool(teacher.against))  # what it reads is about as long as a reply
@@ -75,34 +75,41 @@ def counted(recipe: Recipe, stage: Stage, policy: Policy, folder: Path) -> Work:
     )
 
 
-def len_packed(batch: Batch) -> Callable[[Tensor], int]:
-    return lambda part: len(pack(batch.tokens[part], batch.length[part]).owner)
+def spared(batch: Batch) -> int:
+    """Tokens of a micro-batch once what its rows begin with in common is spared."""
+    return len(pack(batch.tokens, batch.length).owner)
+
+
+def referred(stage: Stage) -> bool:
+    """Whether a step measures the model that the stage starts as."""
+    return "reference_logp" in stage.method.needs.measured or stage.train.kl_budget is not None
 
 
 def passes(stage: Stage) -> int:
     """How many passes over its rows a step makes without gradient, sampler and trainer being one."""
     needs = stage.method.needs.measured
-    count = int("reference_logp" in needs or stage.train.kl_budget is not None) + int(bool({"value"} & needs))
+    count = int(referred(stage)) + int("value" in needs)
     teacher = teacher_of(stage.method)
     if teacher is not None and needs & TAUGHT:
         count += 1 + bool(teacher.against) + (teacher.support == "teacher")
     return count
 
 
-def drawn(recipe: Recipe, stage: Stage, policy: Policy) -> tuple[list[Rollout], int, str]:
+def drawn(recipe: Recipe, env: Named, sampling: Sampling, policy: Policy) -> tuple[list[Rollout], int, str]:
     """(rollouts of some tasks with their siblings, how many a step has, what replies were taken for). Replies are
     random tokens, as many as the demonstration has, so that siblings have only their prompts in common."""
-    assert stage.env is not None
-    source, sampling = open_source(stage.env.name, stage.env.options, split="train", seed=recipe.seed), stage.sampling
+    source = open_source(env.name, env.options, split="train", seed=recipe.seed)
     draws, found, shown = random.Random(0), list[Rollout](), True
     for number in range(min(sampling.groups, PROBED)):
         task = source.task(number)
-        env: Any = source.open(task, 0)
-        shown = shown and hasattr(env, "demonstrate")
-        if shown:
-            turns = demonstration(source, number, policy.words)[0].turns
-        else:
-            ask = env.ask()
+        episode: Any = source.open(task, 0)
+        try:
+            shown = shown and hasattr(episode, "demonstrate")
+            turns = demonstration(source, number, policy.words)[0].turns if shown else ()
+        except ConfigError:  # it could, but knows no answer to this task
+            shown = False
+        if not shown:
+            ask = episode.ask()
             context = policy.words.context(ask.prompt)
             turns = (Turn(context=context, action=[0] * min(sampling.max_tokens, policy.context - len(context))),)
         for sibling in range(sampling.group_size):
@@ -124,12 +131,14 @@ def rows(recipe: Recipe, stage: Stage, policy: Policy, folder: Path) -> tuple[li
     data, count = stage.data, min(stage.train.batch, 4 * PROBED)
     assert data is not None
     if data.sampled is not None:
-        task = replace(stage, env=data.sampled.env, data=None, sampling=replace(stage.sampling, group_size=1))
-        some, _, assumed = drawn(recipe, task, policy)
-        pairs = 2 if data.sampled.keep == "pairs" else 1
-        return (some * pairs), stage.train.batch * pairs, assumed
-    if data.path in [each.name for each in recipe.stages]:
-        data = located(data, recipe, folder)
+        each = 2 if data.sampled.keep == "pairs" else 1
+        kept = replace(stage.sampling, group_size=each)
+        some, _, assumed = drawn(recipe, data.sampled.env, kept, policy)
+        return some, stage.train.batch * each, assumed
+    earlier = {each.name: each for each in recipe.stages}.get(data.path)
+    if earlier is not None and not (folder / data.path / ROWS).exists():  # not written yet, so as it would be
+        return rows(recipe, replace(stage, data=earlier.data, sampling=earlier.sampling), policy, folder)
+    data = located(data, recipe, folder)
     asked = stage.method.needs.data
     found = load_rows(replace(data, episodes=count), policy.words, recipe.seed, policy.context, asked)[:count]
     if not (usable := [one for row in found for one in row if one.failure is None]):
