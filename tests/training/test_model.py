@@ -15,6 +15,7 @@ from tropism.config import Model, Train
 from tropism.errors import ConfigError
 from tropism.record import Run, latest
 from tropism.training.collate import collate
+from tropism.training.lora import follower_of
 from tropism.training.model import load_policy
 from tropism.types import SamplingParams
 
@@ -288,6 +289,18 @@ def test_gradient_checkpointing_leaves_the_sampler_alone(family):
     params = SamplingParams(max_tokens=5)
     one, other = (small(family, gradient_checkpointing=on).sampler([[1, 2, 3]], params) for on in (False, True))
     assert one == other
+
+
+def test_a_copy_of_a_model_that_recomputes_runs_its_own_layers():
+    """A frozen teacher must not follow its student."""
+    policy = small(gradient_checkpointing=True)
+    teacher = policy.measuring(1.0, Train(), follower_of(policy.module))
+    before = teacher(batch()).logp
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            parameter.mul_(0.5)
+    assert torch.equal(teacher(batch()).logp, before)
+    assert not torch.allclose(logp(policy), before)
 
 
 def test_dropout_is_off():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -228,13 +228,16 @@ def recompute(module: Any) -> None:
     from torch.utils.checkpoint import checkpoint
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    def wrapped(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled():
-                return forward(*args, **kwargs)
-            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    def recomputing(kind: Any) -> Any:
+        """A class and no closure on the layer: a copy of the module must run its own layers."""
 
-        return run
+        def forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            once = partial(kind.forward, layer)
+            if not torch.is_grad_enabled():
+                return once(*args, **kwargs)
+            return checkpoint(once, *args, use_reentrant=False, **kwargs)
+
+        return type(kind.__name__, (kind,), {"forward": forward})
 
     layers = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
     if not layers:
@@ -243,7 +246,7 @@ def recompute(module: Any) -> None:
             "Switch it off, and lower train.micro_tokens if memory is short."
         )
     for layer in layers:
-        layer.forward = wrapped(layer.forward)
+        layer.__class__ = recomputing(type(layer))
 
 
 def load_policy(settings: Model, seed: int = 0) -> Policy:
