@@ -34,7 +34,8 @@ def test_what_is_said_is_read_off_the_softmax(temperature):
     close(out.logp, logp[[0, 1, 2], TOKENS])
     close(out.entropy, torch.distributions.Categorical(logits=logits / temperature).entropy())
     close(out.topk_logp, torch.stack([logp[n, ids[n]] for n in range(3)]).masked_fill(ids < 0, 0.0))
-    assert said(logits, TOKENS, temperature).topk_logp is None
+    alone = said(logits, TOKENS, temperature)
+    assert alone.topk_logp is None and alone.topk_ids is None
 
 
 def test_every_id_sums_to_probability_one_and_the_likeliest_come_first():
@@ -122,9 +123,15 @@ def test_no_array_over_the_vocabulary_outgrows_a_chunk(monkeypatch):
 
     real, sizes = module.log_softmax, []
     monkeypatch.setattr(module, "log_softmax", lambda z, t: sizes.append(z.numel()) or real(z, t))
-    weight = drawn(50, 4, seed=1).requires_grad_()
-    said(drawn(40, 4), torch.arange(40), 1.0, weight=weight, most=4 * 50 * 8).logp.sum().backward()
+    weight, tokens = drawn(50, 4, seed=1).requires_grad_(), torch.arange(40)
+    said(drawn(40, 4), tokens, 1.0, weight=weight, most=4 * 50 * 8).logp.sum().backward()
     assert sizes == [8 * 50] * 10
+    sizes.clear()
+    said(drawn(40, 50).requires_grad_(), tokens, 1.0, most=4 * 50 * 8).logp.sum().backward()
+    assert sizes == [8 * 50] * 10, "logits, not states"
+    sizes.clear()
+    said(drawn(2, 4), tokens[:2], 1.0, weight=weight, most=1)
+    assert sizes == [50] * 2, "a token is the least"
 
 
 @pytest.mark.parametrize("given", ["states", "logits"])
@@ -133,8 +140,18 @@ def test_half_precision_computes_the_products_and_nothing_else(given):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         head = {"weight": weight} if given == "states" else {}
         out = said(states if head else states @ weight.t(), TOKENS, 1.0, **head)
-        out.logp.sum().backward()
+    out.logp.sum().backward()
     close(out.logp, said(states, TOKENS, 1.0, weight=weight).logp, atol=0.05, rtol=0.05)
     assert out.logp.dtype == out.entropy.dtype == weight.grad.dtype == states.grad.dtype == torch.float32
     expected = torch.autograd.grad(said(states, TOKENS, 1.0, weight=weight).logp.sum(), weight)[0]
     close(weight.grad, expected, atol=0.05 * float(expected.abs().max()), rtol=0)
+    assert torch.equal(states.grad, states.grad.bfloat16().float()), "a product of the backward pass"
+
+
+def test_chunks_in_half_precision_are_added_up_in_float32():
+    """Each of 512 adds a half to a gradient that bfloat16 no longer raises by a half."""
+    states, weight, bias = torch.ones(512, 1), torch.zeros(2, 1).requires_grad_(), torch.zeros(2).requires_grad_()
+    tokens = torch.zeros(512, dtype=torch.long)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        said(states, tokens, 1.0, weight=weight, bias=bias, most=4 * 2).logp.sum().backward()
+    assert weight.grad[0, 0] == bias.grad[0] == 256

@@ -113,11 +113,10 @@ class Speak(torch.autograd.Function):
             p = log_softmax(head(part, weight, bias), ctx.temperature).exp() if ctx.kept is None else ctx.kept
             g = by_logits(
                 p,
-                (tokens[some], None if by_logp is None else by_logp[some]),
-                (entropies[some], None if by_entropy is None else by_entropy[some]),
-                (ids[some], None if by_topk is None else by_topk[some]),
+                (tokens[some], None if by_logp is None else by_logp[some] / ctx.temperature),
+                (entropies[some], None if by_entropy is None else by_entropy[some] / ctx.temperature),
+                (ids[some], None if by_topk is None else by_topk[some] / ctx.temperature),
             )
-            g = g / ctx.temperature if ctx.temperature != 1 else g
             if weight is None:
                 by_states.append(g)
                 continue
@@ -126,7 +125,7 @@ class Speak(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 mine = (g.t() @ part).float() if g.dtype in HALF else g.t() @ part
                 by_weight = mine if by_weight is None else by_weight + mine
-            if bias is not None and ctx.needs_input_grad[2]:
+            if ctx.needs_input_grad[2]:
                 mine = g.sum(0, dtype=torch.float32 if g.dtype in HALF else g.dtype)
                 by_bias = mine if by_bias is None else by_bias + mine
         return torch.cat(by_states), by_weight, by_bias, None, None, None, None, None
@@ -144,7 +143,7 @@ def gathered(logp: Tensor, ids: Tensor) -> Tensor:
 def by_logits(
     p: Tensor, logp: tuple[Tensor, Tensor | None], entropies: tuple[Tensor, Tensor | None], topk: tuple[Tensor, Any]
 ) -> Tensor:
-    """Gradient with respect to logits / temperature, [M, V], from (what, gradient with respect to it)."""
+    """Gradient with respect to logits, [M, V], from (what, gradient with respect to it over temperature)."""
     total, (tokens, by_logp), (ids, by_topk) = p.new_zeros(len(p)), logp, topk
     if by_logp is not None:
         total = total + by_logp
