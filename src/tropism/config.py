@@ -86,6 +86,9 @@ class Sampling:
     """What must differ between siblings for a method that needs contrast."""
     max_draws: int = 4
     """How many times the step's tasks may be drawn to fill a batch that needs contrast."""
+    ahead: bool = False
+    """Play and score the next batch while this one trains: sooner where scoring is slow, and one step off-policy, for
+    which the method's truncated weight corrects."""
 
     def __post_init__(self) -> None:
         require(
@@ -316,6 +319,11 @@ class Recipe:
         require(
             self.processes == "auto" or self.processes > 0,
             f"processes is {self.processes}, but somebody has to train. Use 1, more, or auto.",
+        )
+        require(
+            self.processes == 1 or not any(stage.sampling.ahead for stage in self.stages),
+            f"processes is {self.processes} and a stage has sampling.ahead, but what is played ahead is played by one "
+            "process, beside the one that trains. Use processes: 1, or drop sampling.ahead.",
         )
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), f"recipe {self.name!r} has two stages of one name: {', '.join(names)}.")

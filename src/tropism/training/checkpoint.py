@@ -19,7 +19,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from tropism.training.lora import adapted, load_adapter, moving_state
 from tropism.training.model import Policy
 from tropism.training.optim import AdamW
 from tropism.training.scorer import SCORER, is_scorer, save_scorer
+from tropism.types import Rollout
 
 
 @dataclass
@@ -59,6 +60,8 @@ class State:
     best: float | None = None
     """The best value so far of the metric that chooses the best checkpoint."""
     best_step: int = 0
+    waiting: tuple[int, list[Rollout]] | None = None
+    """The next step's batch, where it is played ahead, and the task that it begins with."""
 
 
 def save(path: Path, policy: Policy, optimizer: AdamW, state: State, tutor: Tutor | None = None) -> Path:
@@ -83,8 +86,9 @@ def save(path: Path, policy: Policy, optimizer: AdamW, state: State, tutor: Tuto
 
 def write(partial: Path, policy: Policy, optimizer: AdamW, state: State, tutor: Tutor | None) -> None:
     """Everything in `save`'s list, on disk when this returns."""
-    facts = asdict(state)
-    trainer = {"optimizer": optimizer.state_dict(), "memory": facts.pop("memory"), "random": generators()}
+    facts = dict(vars(state))
+    trainer = {"optimizer": optimizer.state_dict(), "random": generators()}
+    trainer |= {name: facts.pop(name) for name in ("memory", "waiting")}
     (partial / "state").mkdir(parents=True)
     policy.save(partial)
     if is_scorer(policy):
@@ -153,7 +157,8 @@ def restore(path: Path, policy: Policy, optimizer: AdamW, tutor: Tutor | None = 
     optimizer.load_state_dict(saved["optimizer"])
     set_generators(saved["random"])
     facts = json.loads((path / "state" / "trainer.json").read_text())
-    return State(**facts, memory={name: value.to(device) for name, value in saved["memory"].items()})
+    memory = {name: value.to(device) for name, value in saved["memory"].items()}
+    return State(**facts, memory=memory, waiting=saved.get("waiting"))
 
 
 def prune(path: Path, keep: int, best_step: int | None) -> None:

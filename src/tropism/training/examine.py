@@ -52,6 +52,9 @@ def examine(job: Job) -> bool:
             misfit = job.policy.sampler.misfit
             job.watcher.say("decoder: lean" if misfit is None else f"decoder: that of transformers, for {misfit}")
 
+        if job.ahead is not None:
+            job.watcher.say("ahead: a step's batch is played and scored while the step before it trains")
+
         def again() -> Batch:
             return collated(draw.play(State(step=-2), groups(job), 0), job)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tropism.config import Stage
 from tropism.errors import ConfigError, GuardStopped
@@ -25,8 +25,11 @@ from tropism.training.ranks import Ranks
 from tropism.training.rows import record_rows
 from tropism.training.teachers import heard, openings
 from tropism.training.update import update
-from tropism.types import LEFT_OUT, Failure, Needs, Rollout, SamplingParams, Source, seed_of
+from tropism.types import LEFT_OUT, Failure, Needs, Rollout, Sampler, SamplingParams, Source, seed_of
 from tropism.watch import guard
+
+if TYPE_CHECKING:
+    from tropism.training.ahead import Ahead
 
 
 class Draw(Protocol):
@@ -50,6 +53,8 @@ class Job:
     """Steps done -> held-out metrics, and what was played for them."""
     reference: Forward | None = None
     tutor: Tutor | None = None
+    ahead: Ahead | None = None
+    """Plays the next batch while this one trains."""
     exact: bool = True
     """Sampler and trainer agree, so that proximal log-probs need no pass of their own."""
     per_reply: frozenset[str] = frozenset()
@@ -95,6 +100,8 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
     frozen = policy.measuring(temperature, train)
     with timed(times, "draw"):
         rollouts = drawn(job, state)
+    if job.ahead is not None and state.step + 1 < train.steps:
+        job.ahead.begin(state)
     batch = collate(
         rollouts,
         codes=state.domains,
@@ -151,6 +158,9 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
     state.quiet = 0 if signal and metrics["updates"] else state.quiet + 1
     state.updates += int(metrics["updates"])
     state.tokens += int(batch.length.sum())
+    if job.ahead is not None:
+        with timed(times, "draw"):
+            job.ahead.end(state)
     state.step += 1
     if job.stage.env and (state.step % train.record_every == 0 or state.step in (1, train.steps)):
         with timed(times, "record"):
@@ -163,8 +173,8 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
 
 def drawn(job: Job, state: State) -> list[Rollout]:
     """A step's rollouts. If too many failed, they are recorded and the run stops where it could draw them again."""
-    cursor = state.cursor
-    rollouts = job.draw(state)
+    cursor, waiting = state.waiting or (state.cursor, None)
+    rollouts, state.waiting = job.draw(state) if waiting is None else waiting, None
     try:
         guard.failing(rollouts, job.stage.train.failure_limit)
     except GuardStopped:
@@ -187,6 +197,10 @@ class Playing:
     seed: int
     say: Callable[[str], None]
     """Told when `max_draws` is spent before the batch is full."""
+    sampler: Sampler | None = None
+    """None: the policy's own."""
+    behind: int = 0
+    """How many steps ago the sampler's weights were the policy's."""
     ranks: Ranks = field(default_factory=Ranks)
 
     def __call__(self, state: State) -> list[Rollout]:
@@ -221,11 +235,11 @@ class Playing:
         return self.ranks.play(
             tasks,
             self.source,
-            self.policy.sampler,
+            self.sampler or self.policy.sampler,
             self.policy.words,
             params,
             max_turns=sampling.max_turns,
-            version=state.step,
+            version=state.step - self.behind,
         )
 
 

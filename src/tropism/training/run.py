@@ -26,6 +26,7 @@ from tropism.signals.judge import Panel
 from tropism.signals.reward_model import Ensemble
 from tropism.teacher import teacher_of
 from tropism.training import checkpoint
+from tropism.training.ahead import Ahead
 from tropism.training.checkpoint import State
 from tropism.training.evaluate import Evaluation
 from tropism.training.examine import check_rewards, examine
@@ -117,7 +118,7 @@ def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Ru
     if ranks.first:
         begin_record(recipe, stage, job, path, record, exact)
     exact = ranks.agree(lambda: bool(job.run.notes()["sampler"]["exact"]))
-    job = replace(job, exact=exact)  # a resumed run keeps the answer it began with
+    job = replace(job, exact=exact and job.ahead is None)  # a resumed run keeps the answer it began with
     checkpoint.seed_generators(job.seed)
     state = checkpoint.restore(start, policy, job.optimizer, job.tutor) if start else State()
     if record is not None:
@@ -188,6 +189,7 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
         evaluation=open_evaluation(recipe, stage, policy, panel, ensemble, path.parent, reference, watcher.say),
         reference=reference and reference(stage.sampling.temperature if stage.env else 1.0),
         tutor=open_tutor(stage, model, policy, draw.source if isinstance(draw, Playing) else None),
+        ahead=Ahead(draw) if stage.sampling.ahead and isinstance(draw, Playing) else None,
         per_reply=per_reply(stage.env),
     )
 
