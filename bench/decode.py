@@ -4,6 +4,7 @@
     transformers    our loop over the module's own forward pass, as for any other model (rollout/stream.py)
     generate        transformers' `generate`, sampling
     continuous      transformers' continuous batching, its manager kept warm; on a CPU it is slow: --continuous
+    vllm            vLLM, in an environment of its own: --vllm PYTHON, as bench/decode_vllm.py says
 
 The same weights, prompts and number of tokens; `batch` replies, 8 to a prompt. `of peak` is the share of the fastest
 product of two matrices of 1024 x 1024 in that precision, counting two operations for each weight and token. One thread.
@@ -12,8 +13,11 @@ product of two matrices of 1024 x 1024 in that precision, counting two operation
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import peers
@@ -67,9 +71,29 @@ def decoder(way: str, size: str, compute: str, batch: int) -> peers.Turn:
     return turn
 
 
-def compared(size: str, compute: str, batch: int, turns: int, ways: Sequence[str] = WAYS) -> list[dict[str, Any]]:
+def by_vllm(python: str, size: str, compute: str, batch: int, folder: str) -> list[str]:
+    """The command of vLLM's peer, for the same weights and prompts."""
+    from tropism.config import Model
+    from tropism.training.model import load_policy
+
+    shape = peers.SHAPES[size] | {"initializer_range": 0.02}
+    policy = load_policy(Model(path="tiny", shape=shape, device="cpu"), 0)
+    policy.save(where := Path(folder))
+    prompts = [policy.words.context(text) for text in peers.prompts(batch // peers.GROUP)]
+    (where / "prompts.json").write_text(json.dumps(prompts))
+    program = str(Path(__file__).with_name("decode_vllm.py"))
+    weights = sum(p.numel() for p in policy.module.parameters())
+    return [python, program, folder, compute, *map(str, (weights, peers.GROUP, peers.REPLY))]
+
+
+def compared(
+    size: str, compute: str, batch: int, turns: int, ways: Sequence[str] = WAYS, vllm: str = ""
+) -> list[dict[str, Any]]:
     settings = {"size": size, "compute": compute, "batch": batch}
-    found = peers.raced({way: (decoder, {"way": way} | settings) for way in ways}, 1, turns)
+    makers = {way: (decoder, {"way": way} | settings) for way in ways}
+    with tempfile.TemporaryDirectory() as folder:
+        outside = {"vllm": by_vllm(vllm, size, compute, batch, folder)} if vllm else {}
+        found = peers.raced(makers, 1, turns, outside)
     limit, backend = peers.peak(compute)
     base = peers.quartiles([turn["tokens/s"] for turn in found["generate"]])[0]
     rows = []
@@ -92,6 +116,7 @@ def main() -> int:
     parser.add_argument("--batches", default="64,128")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--continuous", action="store_true", help="continuous batching too, which takes minutes")
+    parser.add_argument("--vllm", default="", metavar="PYTHON", help="of an environment that has vLLM")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     peers.settled(1)
@@ -100,7 +125,7 @@ def main() -> int:
     for size in given.sizes.split(","):
         for compute in given.compute.split(","):
             for batch in map(int, given.batches.split(",")):
-                rows += compared(size, compute, batch, given.turns, ways)
+                rows += compared(size, compute, batch, given.turns, ways, given.vllm)
     peers.told(rows, peers.versions("torch", "transformers"), given.json)
     return 0
 

@@ -12,6 +12,7 @@ import os
 import platform
 import random
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -86,6 +87,35 @@ class Peer:
         self.process.join()
 
 
+class Outside(Peer):
+    """A peer in an environment of its own: a program that prints JSON once it is ready, and for each line it reads."""
+
+    def __init__(self, command: Sequence[str], threads: int = 1) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        pipe = subprocess.PIPE
+        self.program = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=env, text=True)
+        self.told()
+
+    def told(self) -> dict[str, float]:
+        """Its next line of JSON; a library may print others."""
+        assert self.program.stdout is not None
+        for line in self.program.stdout:
+            if line.startswith("{"):
+                found: dict[str, float] = json.loads(line)
+                return found
+        raise SystemExit(f"{self.program.args} has ended. Run it by hand to see why.")
+
+    def turn(self) -> dict[str, float]:
+        assert self.program.stdin is not None
+        self.program.stdin.write("\n")
+        self.program.stdin.flush()
+        return self.told()
+
+    def end(self) -> None:
+        self.program.terminate()
+        self.program.wait()
+
+
 def taking_turns(peers: Mapping[str, Peer], turns: int, warm: int = 2) -> dict[str, list[dict[str, float]]]:
     """Peer -> its turns, in an order that changes every round; the first `warm` of each are left out."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in peers}
@@ -98,9 +128,15 @@ def taking_turns(peers: Mapping[str, Peer], turns: int, warm: int = 2) -> dict[s
     return found
 
 
-def raced(makers: Mapping[str, tuple[Callable[..., Turn], Mapping[str, Any]]], threads: int, turns: int) -> Any:
-    """Peer -> its turns: started from (what makes it, its settings), and ended afterwards."""
+def raced(
+    makers: Mapping[str, tuple[Callable[..., Turn], Mapping[str, Any]]],
+    threads: int,
+    turns: int,
+    outside: Mapping[str, Sequence[str]] | None = None,
+) -> Any:
+    """Peer -> its turns: started from (what makes it, its settings), or from a command, and ended afterwards."""
     running = {name: Peer(make, threads, **settings) for name, (make, settings) in makers.items()}
+    running |= {name: Outside(command, threads) for name, command in (outside or {}).items()}
     try:
         return taking_turns(running, turns)
     finally:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
+import ahead
 import decode
 import gpu
 import memory
@@ -32,6 +33,31 @@ def test_peers_take_turns_in_an_order_that_changes_and_the_first_turns_are_left_
     found = peers.taking_turns({name: Counted(name, order) for name in "ab"}, turns=2, warm=1)
     assert order == ["b", "a", "a", "b", "b", "a"]
     assert found == {"a": [{"step": 3.0}, {"step": 6.0}], "b": [{"step": 4.0}, {"step": 5.0}]}
+
+
+def test_a_program_of_another_environment_takes_its_turns_like_a_peer():
+    program = """import sys
+print("{}", flush=True)
+for n, _ in enumerate(sys.stdin):
+    print("noise")
+    print('{"step": %d}' % n, flush=True)"""
+    peer = peers.Outside([sys.executable, "-c", program])
+    assert [peer.turn(), peer.turn()] == [{"step": 0}, {"step": 1}]
+    peer.end()
+    with pytest.raises(SystemExit, match="has ended"):
+        peers.Outside([sys.executable, "-c", "print('no JSON')"])
+
+
+def test_a_gradient_is_compared_by_halves_that_share_no_noise():
+    """Noise of its own in each half is not taken for length: what is twice as long differs by its own length."""
+    draw = torch.Generator().manual_seed(0)
+    mean = torch.ones(10_000, dtype=torch.float64)
+
+    def noisy(scale):
+        return [scale * mean + torch.randn(10_000, generator=draw, dtype=torch.float64) for _ in (0, 1)]
+
+    cosine, apart = ahead.compared(noisy(2.0), noisy(1.0))
+    assert cosine == pytest.approx(1, abs=0.05) and apart == pytest.approx(1, abs=0.05)
 
 
 def test_quartiles_and_exponents_by_hand():

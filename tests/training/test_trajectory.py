@@ -1,6 +1,6 @@
-"""A stored trajectory: the losses and gradient norms of some steps on rollouts that are given, however they are computed.
+"""A stored trajectory: losses and gradient norms of some steps on rollouts that are given, however they are computed.
 
-PYTHONPATH=tests python tests/training/test_trajectory.py      stores it anew: only where a change of the numbers is meant
+PYTHONPATH=tests python tests/training/test_trajectory.py      stores it anew: only where other numbers are meant
 """
 
 from __future__ import annotations
