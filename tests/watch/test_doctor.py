@@ -49,6 +49,22 @@ def job_of(make=world.grpo, model=world.MODEL, **changes):
     return open_job(recipe, recipe.stages[0], recipe.model, policy, Path("unused"), Lines())
 
 
+@pytest.mark.parametrize(
+    "pack, attention, said",
+    [
+        (True, "", "rows are packed"),
+        (False, "", "rows are padded, for model.pack is off"),
+        (True, "eager", "rows are padded, for the model takes no packed ones"),
+    ],
+)
+def test_the_last_line_says_how_rows_are_laid_out(pack, attention, said):
+    job = job_of(model=world.MODEL | {"pack": pack})
+    if attention:
+        job.policy.module.set_attn_implementation(attention)
+    examine(job)
+    assert job.watcher.lines[-1].endswith(said)
+
+
 def test_a_run_that_is_well_passes_every_check_a_line_each():
     job = job_of()
     before = copy.deepcopy(job.policy.module.state_dict())

@@ -19,6 +19,7 @@ from tropism.training import benefit
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
 from tropism.training.learn import Job, Playing
+from tropism.training.model import Policy
 from tropism.training.numbers import failed
 from tropism.training.packed import micro_batches
 from tropism.training.scoring import offered, parts_of
@@ -69,8 +70,16 @@ def examine(job: Job) -> bool:
             job.watcher.say(helped)
     tolerance = 1e-3 if job.policy.settings.compute == "float32" else 5e-2
     most = job.stage.train.micro_tokens  # and not more: one forward pass of everything may not fit
-    job.watcher.say(doctor.splits_agree(lambda tokens: gradient(job, batch, tokens, temperature), most, tolerance))
+    split = doctor.splits_agree(lambda tokens: gradient(job, batch, tokens, temperature), most, tolerance)
+    job.watcher.say(f"{split}; rows are {laid_out(job.policy)}")
     return exact
+
+
+def laid_out(policy: Policy) -> str:
+    """How the policy reads the rows of a batch."""
+    if policy.packs():
+        return "packed"
+    return f"padded, for {'the model takes no packed ones' if policy.settings.pack else 'model.pack is off'}"
 
 
 def check_rewards(stage: Stage, source: Source) -> str:
