@@ -10,6 +10,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import ahead
 import decode
+import floor
 import gpu
 import memory
 import peers
@@ -46,6 +47,15 @@ for n, _ in enumerate(sys.stdin):
     peer.end()
     with pytest.raises(SystemExit, match="has ended"):
         peers.Outside([sys.executable, "-c", "print('no JSON')"])
+
+
+def test_a_step_is_accounted_for_by_kinds_of_operation():
+    rows = floor.measured("0.5M", "float32", 1)
+    assert [row["phase"] for row in rows] == ["draw", "update"]
+    for row in rows:
+        kinds = [row[kind] for kind in (*floor.KINDS, "optimizer", "other", "python")]
+        assert sum(kinds) == pytest.approx(row["ms"], abs=len(kinds)) and min(kinds) >= 0
+        assert row["floor"] > 0 and row["products"] == max(kinds) and row["other"] < 0.1 * row["ms"]
 
 
 def test_a_gradient_is_compared_by_halves_that_share_no_noise():
