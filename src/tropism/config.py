@@ -279,6 +279,11 @@ class Stage:
                 "Leave both at 1, and set train.steps for as many passes as you want."
             )
         require(
+            "mismatch" not in needs.measured or self.train.batch > 1,
+            f"train.batch is {self.train.batch}, but {type(self.method).__name__} compares each answer with that to "
+            "another row's prompt. Use 2 or more; 32 is a good start.",
+        )
+        require(
             self.judge is None or self.scored is not None,
             f"stage {self.name!r} has a judge, but reads data, where nothing is scored. Drop judge, or play in an env.",
         )

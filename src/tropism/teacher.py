@@ -35,7 +35,8 @@ class Teacher:
     """live: the student itself; frozen: as it started; ema or synced: a copy that follows it; another model's path;
     or a path for every domain of the tasks."""
     rate: float = 0.05
-    """ema: share of the student that enters the copy after each rollout batch."""
+    """ema: share of the student that enters the copy after each rollout batch. Of an adapter each of the two factors is
+    averaged, which is not the average of their product."""
     every: int = 10
     """synced: rollout batches between two copies."""
     reads: tuple[str, ...] = ()

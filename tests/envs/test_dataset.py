@@ -77,6 +77,18 @@ def test_all_columns_reach_the_rewards_and_the_environment_is_honest(path):
     assert check_env(source) == []
 
 
+def test_a_column_may_say_what_domain_a_row_is_of(tmp_path):
+    """By which teachers are routed."""
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"prompt": "{n}?", "kind": "{"ab"[n % 2]}"}}\n' for n in range(8)))
+    given = {"path": str(tmp_path / "rows.jsonl"), "holdout": 0.0}
+    source = open_source("dataset", given | {"domain": "kind"}, split="train", seed=0)
+    for task in map(source.task, range(8)):
+        assert task.domain == task.columns["kind"]
+    assert open_source("dataset", given, split="train", seed=0).task(0).domain == ""
+    with pytest.raises(ConfigError, match=r"dataset\.domain"):
+        open_source("dataset", given | {"domain": "sort"}, split="train", seed=0)
+
+
 def test_prompts_are_text_or_messages_and_templates_and_system_messages_apply(tmp_path):
     talk = [{"role": "user", "content": "hi"}]
     path = write(tmp_path / "m.jsonl", [{"prompt": talk, "q": "2+2", "n": 3}])

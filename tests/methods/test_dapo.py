@@ -7,7 +7,7 @@ from toy import batches_until_learned, forward, gradient, pulled, toy_batch
 from tropism.errors import ConfigError
 from tropism.methods.dapo import DAPO
 from tropism.methods.grpo import GRPO
-from tropism.rewards.length import soft_overlong
+from tropism.rewards.length import overlong_price
 from tropism.types import Credit
 
 close = torch.testing.assert_close
@@ -88,7 +88,7 @@ def test_every_token_of_the_batch_counts_the_same():
 
 def test_the_price_of_a_long_reply_is_a_reward():
     """arXiv:2503.14476, eq. 13, with L_max 20480 and a cache of 4096."""
-    prices = [soft_overlong(length) for length in (16384, 17408, 18432, 20480, 21000)]
+    prices = [overlong_price(length) for length in (16384, 17408, 18432, 20480, 21000)]
     assert prices == [0, -0.25, -0.5, -1, -1]
 
 

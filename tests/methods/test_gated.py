@@ -331,6 +331,9 @@ def test_what_is_worth_watching_is_told_of_a_method_with_a_teacher():
     found = Gated().credit(some(6, memory)).metrics
     assert found["gate/trust"] == pytest.approx(float(memory["trust"]))
     assert found["gate/groups"] == 1
+    batch, told = some(6, memory), some(6, memory).action_mask
+    common = (batch.teacher_logp + batch.counter_logp) / 2 - batch.proximal_logp
+    assert found["gate/style"] == pytest.approx(float(common[told].mean())), "what both hints say in common"
     assert Gated(gate=False).credit(some(6, memory)).metrics == found
     assert Gated().credit(some(6, memory))[:3].narrow(2).metrics == found
     assert ALONE.credit(some(6, memory)).metrics == {}

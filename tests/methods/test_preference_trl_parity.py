@@ -141,7 +141,9 @@ def test_kto_has_trls_loss_and_gradient(weights, tmp_path):
         return lambda rows, top_k=0: Output(logp=of(model, rows.tokens) * rows.action_mask, entropy=None)
 
     with torch.no_grad():
-        batch = batch.replace(mismatch=mismatch(batch, said_by(made.model), said_by(tiny(1))))
+        batch = batch.replace(
+            mismatch=mismatch(batch, batch[[-1, *range(len(batch) - 1)]], said_by(made.model), said_by(tiny(1)))
+        )
     assert float(batch.mismatch.mean()) != 0
     mine = ours(KTO(**settings), made.model, batch)
     close(mine, theirs, **EQUAL)

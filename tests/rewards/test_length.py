@@ -6,7 +6,7 @@ import pytest
 
 from small import rollout, turn
 from tropism.rewards import find_scorer
-from tropism.rewards.length import soft_overlong
+from tropism.rewards.length import overlong_price, soft_overlong
 from tropism.types import Stop
 
 
@@ -15,7 +15,7 @@ from tropism.types import Stop
     [(0, 0.0), (16384, 0.0), (17408, -0.25), (18432, -0.5), (20480, -1.0), (20481, -1.0), (10**6, -1.0)],
 )
 def test_the_price_of_length_is_daposs(length, reward):
-    assert soft_overlong(length) == reward
+    assert overlong_price(length) == reward
 
 
 def test_an_answer_without_its_end_pays_by_its_last_reply():
@@ -27,3 +27,9 @@ def test_an_answer_without_its_end_pays_by_its_last_reply():
         {"unfinished": 1.0},
         {"unfinished": 0.0},
     ]
+
+
+def test_every_reply_pays_for_the_last_fifth_before_the_limit():
+    cut = rollout(turn([1], [2] * 10), turn([1], [2] * 8), turn([1], [2] * 9))
+    assert soft_overlong([cut], max_tokens=10) == [{"soft_overlong": [-1.0, 0.0, -0.5]}]
+    assert soft_overlong([rollout(turn([1], [2]))], max_tokens=1) == [{"soft_overlong": [-1.0]}]

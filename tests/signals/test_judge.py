@@ -112,7 +112,15 @@ def test_hints_are_kept_once_shortest_first_at_most_three_and_longer_than_ten_ch
 
 def test_every_turn_is_asked_about_as_often_as_there_are_votes():
     panel = Panel(said(*map(Vote, (1, -1, 1, 0, 0, 1))), votes=3)
-    assert panel([talked("a", "b")]) == [{"judge": [1.0, 0.0, None]}]
+    assert panel([talked("a", "b")]) == [{"judge": [1.0, 0.0, None], "judge/failed": 0.0}]
+
+
+def test_votes_that_failed_are_counted_where_others_decide():
+    """Of three a turn; of one a turn there is nothing to count, for the rollout fails."""
+    bad = Failure("judge", "timed out")
+    panel = Panel(said(Vote(1), bad, bad, Vote(1), Vote(1), bad), votes=3)
+    assert panel([talked("a", "b")]) == [{"judge": [1.0, 1.0, None], "judge/failed": 0.5}]
+    assert Panel(said(Vote(1), Vote(1)))([talked("a", "b")]) == [{"judge": [1.0, 1.0, None]}]
 
 
 # ------------------------------------------------------------------------------------------------------------ functions
@@ -202,7 +210,7 @@ def test_a_local_model_judges(judge_model):
     settings = Judge(who=judge_model, ask=ASKED, votes=3, temperature=0.2, max_tokens=60)
     panel = open_judge(settings, Model(**world.MODEL), load_policy(Model(**world.MODEL), 0))
     hinted, parts = panel.read([silent("Good.", "Bad."), silent("Odd.")])
-    assert parts[0] == {"judge": [1.0, -1.0, None]} and hinted[0].turns[1].hints == (HINT,)
+    assert parts[0] == {"judge": [1.0, -1.0, None], "judge/failed": 0.0} and hinted[0].turns[1].hints == (HINT,)
     assert parts[1] == Failure("judge", parts[1].reason) and "no valid vote of 3" in parts[1].reason
 
 
@@ -269,7 +277,7 @@ def test_a_server_judges_as_the_model_behind_it_does(server):
     settings = Judge(who=server, model="good", ask=ASKED, votes=3, temperature=0.2, max_tokens=60)
     panel = open_judge(settings, Model(**world.MODEL), load_policy(Model(**world.MODEL), 0))
     hinted, parts = panel.read([silent("Good.", "Bad.") for _ in range(12)])
-    assert parts == [{"judge": [1.0, -1.0, None]}] * 12
+    assert parts == [{"judge": [1.0, -1.0, None], "judge/failed": 0.0}] * 12
     assert {rollout.turns[1].hints for rollout in hinted} == {(HINT,)}
 
 
@@ -297,7 +305,8 @@ def test_a_server_that_is_not_there_gives_a_failure():
 
 
 def test_votes_that_came_in_time_are_enough(server):
-    assert panel_at(server, "sometimes", votes=3, timeout=0.5)([silent("Good.")]) == [{"judge": [1.0, None]}]
+    (found,) = panel_at(server, "sometimes", votes=3, timeout=0.5)([silent("Good.")])
+    assert found["judge"] == [1.0, None] and 0 < found["judge/failed"] < 1
 
 
 def test_requests_are_under_way_at_the_same_time(server):
@@ -324,7 +333,7 @@ def test_a_server_of_transformers_judges(judge_model):
                 time.sleep(1)
         panel = panel_at("http://127.0.0.1:8127/v1", judge_model, votes=2, timeout=60.0)
         found, failed = panel([silent("Good.", "Bad."), silent("Odd.")])
-        assert found == {"judge": [1.0, -1.0, None]}
+        assert found == {"judge": [1.0, -1.0, None], "judge/failed": 0.0}
         assert isinstance(failed, Failure)
     finally:
         process.terminate()

@@ -15,6 +15,7 @@ from tropism.signals.reread import reread
 from tropism.signals.teacher import Tutor, blend, selected
 from tropism.teacher import Teacher
 from tropism.training.collate import collate, rows_of
+from tropism.training.ranks import Ranks
 from tropism.types import Needs, Output, Rollout, SamplingParams, Task
 
 PROXIMAL = Needs(measured=frozenset({"proximal_logp"}))
@@ -52,7 +53,9 @@ def asked(policy, teacher, rollouts, *, models=None, exact=True, room=500, tempe
         memory=memory,
     )
     batch = measure(collate(rollouts, codes={}), PROXIMAL, policy=student, exact=exact)
-    return tutor.measure(batch, [Opening(rollouts[r.episode], r.spans[0][1], rollouts) for r in rows_of(rollouts)])
+    openings = [Opening(rollouts[r.episode], r.spans[0][1], rollouts) for r in rows_of(rollouts)]
+    batch, sums = tutor.measure(batch, openings)
+    return batch, Ranks().means(sums)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Two processes train as one, to rounding; bit for bit among themselves; and they end together."""
 
+import json
 import os
 import subprocess
 import sys
@@ -30,7 +31,29 @@ def weights(stage: Path) -> dict:
     return load_file(latest(stage / "checkpoints") / "model.safetensors")
 
 
-@pytest.mark.parametrize("make", [world.grpo, world.ppo, world.sft], ids=["grpo", "ppo", "sft"])
+def kto(folder):
+    """Each answer is compared with that to another row's prompt, which another process may hold."""
+    folder.mkdir()
+    rows = [{"prompt": f"{n} say a: ", "completion": "ab" * (1 + n % 5), "label": n % 3 > 0} for n in range(12)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = world.sft(folder)
+    evaluated = made["stages"][0]["eval"] | {"env": f"{world.HERE}:World"}
+    made["stages"][0] |= {"method": "kto", "data": {"path": str(folder / "rows.jsonl")}, "eval": evaluated}
+    return made
+
+
+def taught(folder):
+    """Teacher's numbers are means over tokens, of which the processes hold unequally many."""
+    made = world.grpo(folder)
+    teacher = {"who": "frozen", "reads": ["answer"], "must_add": -1}
+    made["stages"][0]["method"] = {"opd": {"teacher": teacher}}
+    return made
+
+
+MAKES = {"grpo": world.grpo, "ppo": world.ppo, "sft": world.sft, "kto": kto, "taught": taught}
+
+
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 def test_two_processes_train_as_one(make, tmp_path):
     """Also with a reward that draws from every generator: the first process alone asks for it."""
     one, two = (trained(tmp_path / str(count), make, count) for count in (1, 2))

@@ -24,6 +24,7 @@ from tropism.teacher import Teacher
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
 from tropism.training.model import load_policy
+from tropism.training.ranks import Ranks
 from tropism.training.teachers import check, heard, load_other, open_tutor, openings
 from tropism.types import Ask, Needs, SamplingParams
 
@@ -178,7 +179,8 @@ def said(tutor, student, *replies):
     rollouts = [rollout(turn(context, action), domain=domain) for domain, action in replies]
     batch = collate(rollouts, codes={})
     batch = measure(batch, Needs(measured=frozenset({"proximal_logp"})), policy=tutor.student, exact=False)
-    return tutor.measure(batch, openings(rollouts, apart=False))
+    batch, sums = tutor.measure(batch, openings(rollouts, apart=False))
+    return batch, Ranks().means(sums)
 
 
 def gaps(batch, row=0):
@@ -319,6 +321,31 @@ def test_a_teacher_that_misses_nothing_passes(tmp_path):
     for teacher in (Teacher(who="frozen"), Teacher(reads=("answer",)), Teacher(who=dict.fromkeys("abc", "x"))):
         check(teacher, staged(tmp_path, OPD(teacher=teacher)), world.World("train", 0))
     check(Teacher(reads=("worked",)), staged(tmp_path, OPD()), None)
+
+
+class Half(world.World):
+    """Every other task has a solution."""
+
+    def task(self, number):
+        task = super().task(number)
+        return replace(task, columns=task.columns | ({"solution": "x"} if number % 2 else {}))
+
+
+def test_a_column_that_some_tasks_lack_is_refused_only_where_it_must_be_there(tmp_path):
+    source = Half("train", 0)
+    for need in ("any", "first"):
+        teacher = Teacher(reads=("solution", "answer"), need=need)
+        check(teacher, staged(tmp_path, OPD(teacher=teacher)), source)
+    with pytest.raises(ConfigError, match="column 'solution', but 128 of 256 tasks"):
+        check(Teacher(reads=("solution", "answer")), staged(tmp_path, OPD()), source)
+
+
+@pytest.mark.parametrize("method", ["opd", "g_opd", "reopold", "mopd"])
+def test_what_is_learned_from_sampled_tokens_is_refused_on_data(method, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    stage = {"name": "rl", "method": method, "data": {"path": str(tmp_path / "rows.jsonl")}}
+    with pytest.raises(ConfigError, match="learns from its own rollouts, but stage 'rl' has data"):
+        resolved_recipe({"name": "run", "model": world.MODEL, "stages": [stage]}, (), {})
 
 
 def test_a_method_without_a_teacher_opens_none(student, tmp_path):

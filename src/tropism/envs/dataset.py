@@ -33,6 +33,7 @@ class Dataset:
         system: str = "",
         holdout: float = 0.1,
         test_path: str = "",
+        domain: str = "",
     ) -> None:
         """
         Args:
@@ -44,10 +45,12 @@ class Dataset:
             holdout: share of prompts that are kept for testing.
             test_path: whose split `test` is tested on instead; it may be `path` itself. What is asked there is left out
                 of training.
+            domain: a column whose text labels each row, for statistics and teachers by domain.
         """
         if not 0 <= holdout < 1:
             raise ConfigError(f"dataset.holdout is {holdout}, but it is a share of the prompts: use 0 to 1, without 1.")
         self.part, self.prompt, self.template, self.system = part, prompt, template, system
+        self.domain = domain
         self.seed = seed if part == "train" else 0  # runs of different seeds are compared on the same test rows
         rows = self._read(path, split)
         if test_path:
@@ -67,7 +70,8 @@ class Dataset:
     def task(self, number: int) -> Task:
         epoch, place = divmod(number, len(self.rows))
         index = self.order(epoch)[place]
-        return Task(env="dataset", seed=index, columns=self.rows[index])
+        domain = str(self.rows[index][self.domain]) if self.domain else ""
+        return Task(env="dataset", seed=index, domain=domain, columns=self.rows[index])
 
     def open(self, task: Task, sibling: int) -> Prompted:
         return Prompted(self._prompt_of(task.columns))
@@ -81,6 +85,8 @@ class Dataset:
         rows = read_rows(path, split)
         for column in SLOT.findall(self.template) if self.template else [self.prompt]:
             require_column(rows, column, path, "dataset.template" if self.template else "dataset.prompt")
+        if self.domain:
+            require_column(rows, self.domain, path, "dataset.domain")
         for number, row in enumerate(rows):
             problem = _problem(row[self.prompt]) if not self.template else None
             if problem:

@@ -269,7 +269,8 @@ def newest(rows: Tensor, count: int) -> Tensor:
 
 def learned(past: Mapping[str, Tensor], step: int, seen: Reading, group: Tensor, episode: Tensor) -> dict[str, Tensor]:
     """What is known once a batch's outcomes are: the running mean of outcomes, slope and intercepts of the last 10
-    batches, and how far earlier ones explained outcomes that they had not seen, over the last 96 mixed groups.
+    batches, and how far earlier ones explained outcomes that they had not seen, over the fewest whole
+    batches that hold the last 96 mixed groups.
 
     Args:
         past: what this returned last, or {}; `seen` was read with its fit and mean.
@@ -305,3 +306,14 @@ def watched(past: Mapping[str, Tensor], seen: Reading, group: Tensor) -> dict[st
     if len(words):
         found["evidence"] = words.std(correction=0)
     return {f"gate/{name}": float(values.mean()) for name, values in found.items() if values.numel()}
+
+
+def style(gap: Tensor, seen: Reading) -> dict[str, float]:
+    """What both hints say in common of the student's tokens, which their contrast leaves out: mean of
+    (log teacher + log counter) / 2 - log proximal, in nats, over tokens of groups to which all was told.
+
+    Args:
+        gap: [N, T] log teacher - log proximal.
+    """
+    common = (gap - seen.words / 2)[(seen.share > 0) & seen.told[:, None]]
+    return {"gate/style": float(common.mean())} if len(common) else {}

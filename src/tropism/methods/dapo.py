@@ -22,7 +22,7 @@ class DAPO:
     Needs       groups whose rewards differ: those that agree are left out and others drawn (sampling.contrast_on)
     Reduces to  GRPO with average="token", clip_high=0.28 and no reference, on a batch that is already full
 
-    Its fourth part, a price on replies that run into the token limit, is a reward: rewards/length.py, soft_overlong.
+    Its fourth part, a price on replies that come near the token limit, is a reward: rewards: {…, soft_overlong: 1}.
     """
 
     clip_low: float = 0.2

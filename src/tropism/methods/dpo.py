@@ -26,6 +26,8 @@ class DPO:
     Reduces to  log 2 where the policy is its reference, whatever beta; with smoothing 0 robust is sigmoid; simpo with
                 gap 0 where the reference is uniform and answers are equally long
 
+    TRL 1.16 ignores label_smoothing in its sigmoid loss; here smoothing does in both what it says.
+
     The best policy under Bradley and Terry's model is q exp(reward / beta), normalised: that of RL with beta KL.
     """
 

@@ -46,7 +46,8 @@ class Gated:
     Reduces to  R - q without trust or teacher, and with shrink=0 RLOO where siblings differ; the unbiased critic
                 R - V_{t-1} with floor=1; V_t - V_{t-1} with full trust and floor=0
 
-    A batch in which all succeed or all fail is not silent: R - q is small there, and not 0.
+    A batch in which all succeed or all fail is not silent: R - q is small there, and not 0. `gate/style` is what both
+    hints say in common of the student's tokens, in nats: where it rises, the policy copies how a hinted model talks.
     """
 
     teacher: Teacher | None = Teacher(reads=("sibling",), against=("wrong_sibling",))
@@ -108,6 +109,8 @@ class Gated:
         advantage = evidence.blended(value, before, seen.outcome[:, None], mix)
         beyond = leave_one_out(batch.reward - seen.outcome, batch.group, batch.episode)[:, None]
         metrics = evidence.watched(batch.memory, seen, batch.group) if self.teacher else {}
+        if self.teacher and self.teacher.against:
+            metrics |= evidence.style(batch.teacher_logp - batch.proximal_logp, seen)
         return Credit((advantage + beyond) * batch.action_mask, metrics=metrics)
 
     def remember(self, batch: Batch) -> Mapping[str, Tensor]:

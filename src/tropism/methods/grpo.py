@@ -23,6 +23,9 @@ class GRPO:
     Loss        PPO's clipped surrogate, plus `kl` times k3 to a frozen reference; every episode counts the same
     Needs       rewards that differ between siblings; reference_logp if kl > 0
     Reduces to  REINFORCE with a group baseline when scale="none" and the batch is used once
+
+    TRL 1.16 has two defaults that are not this: tokens of all groups count the same (loss_type="dapo"), and k3 is
+    weighted by the ratio (use_bias_correction_kl).
     """
 
     clip_low: float = 0.2

@@ -22,6 +22,8 @@ class GSPO:
     Needs       rewards that differ between siblings
     Reduces to  GRPO when the batch is used once, and for episodes of one token with GRPO's clipping
 
+    TRL 1.16 with importance_sampling_level="sequence" and no more lets tokens, not episodes, count the same.
+
     An episode is clipped as a whole. The weight for a sampler that is not the trainer is a geometric mean, too.
     """
 

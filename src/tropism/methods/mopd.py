@@ -44,7 +44,8 @@ class MOPD:
 
     @property
     def needs(self) -> Needs:
-        return Needs(measured=frozenset({"proximal_logp", "teacher_logp", "has_teacher"}))
+        measured = frozenset({"proximal_logp", "teacher_logp", "has_teacher"})
+        return Needs(measured=measured, sampling=frozenset({"rollouts"}))
 
     def credit(self, batch: Batch) -> Credit:
         return Credit(batch.teacher_logp - batch.proximal_logp)

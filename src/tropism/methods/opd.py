@@ -57,7 +57,9 @@ class OPD:
     def needs(self) -> Needs:
         direct = {"topk_ids", "teacher_topk_logp"} if self.teacher.top_k else set()
         measured = frozenset({"proximal_logp", "teacher_logp", "has_teacher"} | direct)
-        return Needs(measured=measured, live=frozenset({"topk_logp"} if direct else ()))
+        if direct:  # compared on tokens that need not be the student's own
+            return Needs(measured=measured, live=frozenset({"topk_logp"}))
+        return Needs(measured=measured, sampling=frozenset({"rollouts"}))
 
     def credit(self, batch: Batch) -> Credit:
         if self.teacher.top_k:

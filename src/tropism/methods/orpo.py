@@ -22,6 +22,8 @@ class ORPO:
                 geometric mean p of an answer's token probabilities; on the chosen answer's last token, mean over pairs
     Needs       pairs
     Reduces to  SFT on the chosen answers with beta 0, every answer counting the same
+
+    TRL 1.16 has the prompt's tokens in the first term; here an answer's alone, as in the paper.
     """
 
     beta: float = 0.1

@@ -52,7 +52,8 @@ class REOPOLD:
 
     @property
     def needs(self) -> Needs:
-        return Needs(measured=frozenset({"proximal_logp", "proximal_entropy", "teacher_logp", "has_teacher"}))
+        measured = frozenset({"proximal_logp", "proximal_entropy", "teacher_logp", "has_teacher"})
+        return Needs(measured=measured, sampling=frozenset({"rollouts"}))
 
     def credit(self, batch: Batch) -> Credit:
         return Credit((batch.teacher_logp - batch.proximal_logp).clamp(min=self.reward_floor))

@@ -5,6 +5,7 @@
     def mine(reply, truth) -> float                                         truth: column answer, solution, ground_truth
     def mine(reply, level, answer) -> {"part": float, …}                    any other name is a column
     def mine(rollouts) -> list[{"part": float, …} | Failure]                everything there is
+    def mine(rollouts, max_tokens) -> …                                     and the longest that a reply may be
 
 None means "does not apply"; a Failure means "could not be scored"; neither is 0.
 """
@@ -24,6 +25,7 @@ from tropism.types import Scorer
 SCORERS = {
     "exact_match": "tropism.rewards.answer:exact_match",
     "math_answer": "tropism.rewards.answer:math_answer",
+    "soft_overlong": "tropism.rewards.length:soft_overlong",
     "unfinished": "tropism.rewards.length:unfinished",
 }
 

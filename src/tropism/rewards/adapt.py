@@ -35,7 +35,7 @@ def adapt(name: str, function: Callable[..., Any]) -> tuple[Scorer, tuple[str, .
     if names[:1] == ["reply"]:
         columns = tuple(n for n in needed if n not in ("reply", "truth"))
         return _per_reply(name, lambda r: function(reply_of(r), **_columns(name, r, names[1:], columns))), columns
-    if needed == ["rollouts"]:
+    if needed in (["rollouts"], ["rollouts", "max_tokens"]):
         scorer: Scorer = function
         return scorer, ()
     raise ConfigError(

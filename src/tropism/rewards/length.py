@@ -6,8 +6,20 @@ from collections.abc import Sequence
 
 from tropism.types import Rollout, Stop
 
+CACHE = 0.2
+"""Share of the token limit, before it, over which `soft_overlong` sets in: the paper's 4,096 of 20,480."""
 
-def soft_overlong(length: int, *, longest: int = 20480, cache: int = 4096) -> float:
+
+def soft_overlong(rollouts: Sequence[Rollout], max_tokens: int) -> list[dict[str, list[float]]]:
+    """`overlong_price` of every reply, the limit being `sampling.max_tokens`: weigh it positively, it is negative."""
+    cache = max(1, round(CACHE * max_tokens))
+    return [
+        {"soft_overlong": [overlong_price(len(turn.action), longest=max_tokens, cache=cache) for turn in one.turns]}
+        for one in rollouts
+    ]
+
+
+def overlong_price(length: int, *, longest: int = 20480, cache: int = 4096) -> float:
     """DAPO's soft overlong punishment. Yu et al. 2025, arXiv:2503.14476, eq. 13.
 
         R(y) = 0                            |y| <= L - C

@@ -28,7 +28,15 @@ MEASURED = TAUGHT | {"parts", "proximal_logp", "proximal_entropy", "reference_lo
 """All that can be measured."""
 
 
-def measure(batch: Batch, needs: Needs, *, policy: Forward, exact: bool, reference: Forward | None = None) -> Batch:
+def measure(
+    batch: Batch,
+    needs: Needs,
+    *,
+    policy: Forward,
+    exact: bool,
+    reference: Forward | None = None,
+    before: Batch | None = None,
+) -> Batch:
     """The batch with every field of `needs.measured` that does not take a teacher.
 
     Args:
@@ -36,6 +44,8 @@ def measure(batch: Batch, needs: Needs, *, policy: Forward, exact: bool, referen
         exact: sampler and trainer are one, so that `proximal_logp` is `behavior_logp` itself and importance weights are
             exactly 1.
         reference: the frozen start model's forward; only asked where needed.
+        before: the rows that stand before these in the whole batch, where this is a share of it; `mismatch` takes their
+            answers.
     """
     wanted = needs.measured - TAUGHT
     if exact and batch.behavior_logp is not None:
@@ -53,14 +63,15 @@ def measure(batch: Batch, needs: Needs, *, policy: Forward, exact: bool, referen
         batch = batch.replace(reference_logp=reference(batch).logp)
     if "mismatch" in wanted:
         assert reference is not None
-        batch = batch.replace(mismatch=mismatch(batch, policy, reference))
+        before = batch[torch.arange(-1, len(batch) - 1) % max(len(batch), 1)] if before is None else before
+        batch = batch.replace(mismatch=mismatch(batch, before, policy, reference))
     return batch
 
 
-def mismatch(batch: Batch, policy: Forward, reference: Forward) -> Tensor:
+def mismatch(batch: Batch, before: Batch, policy: Forward, reference: Forward) -> Tensor:
     """[N] log p - log q of the row before's answer to this row's prompt; the first row has the last one's answer."""
     prompts = [row[:start] for row, start in zip(batch.tokens.tolist(), starts(batch).tolist(), strict=True)]
-    other, _ = reread(batch[torch.arange(-1, len(batch) - 1, device=batch.tokens.device) % len(batch)], prompts)
+    other, _ = reread(before, prompts)
     return ((policy(other).logp - reference(other).logp) * other.action_mask).sum(1)
 
 

@@ -8,7 +8,8 @@ evidence. Wang et al. 2026, OpenClaw-RL, arXiv:2603.10165, section 3.
     hints of a turn    what the policy should have been told before: of all votes, the three shortest of those above 10
                        characters, each once
 
-Where every vote failed or made no sense the whole rollout is a `Failure`, never 0. The paper asks for score and hint in
+Where every vote failed or made no sense the whole rollout is a `Failure`, never 0; how many of several did is recorded
+as the part judge/failed. The paper asks for score and hint in
 two prompts; here one answer holds both, which halves the cost.
 
 What is left out: keys of hosted services. The server is one of your own.
@@ -30,6 +31,8 @@ from tropism.types import Failure, Prompt, Rollout, Scored, Turn, seed_of
 
 PART = "judge"
 """Name of the part of the reward, and `Failure.where`."""
+FAILED = "judge/failed"
+"""Part: share of a rollout's votes that failed, where a turn has several. It earns nothing."""
 QUESTION = """An assistant wrote a reply, and something came next. Judge the reply by what came next alone.
 
 The reply:
@@ -90,15 +93,21 @@ class Panel:
         turns = {n: list(rollouts[n].turns) for n in live}
         scores: dict[int, list[float | None]] = {n: [None] * len(turns[n]) for n in live}
         failures: dict[int, Failure] = {}
+        lost: dict[int, list[bool]] = {n: [] for n in live}
         for k, (n, t, _) in enumerate(places):
-            found = decided(votes[k * self.votes : (k + 1) * self.votes])
+            own = votes[k * self.votes : (k + 1) * self.votes]
+            lost[n] += [isinstance(vote, Failure) for vote in own]
+            found = decided(own)
             if isinstance(found, Failure):
                 failures.setdefault(n, found)
             else:
                 scores[n][t] = float(found.score)
                 turns[n][t] = replace(turns[n][t], hints=found.hints)
         hinted = [replace(r, turns=tuple(turns[n])) if n in turns else r for n, r in enumerate(rollouts)]
-        return hinted, [failures.get(n, {PART: scores[n] if any_of(scores[n]) else None}) for n in live]
+        parts: dict[int, Scored] = {n: {PART: scores[n] if any_of(scores[n]) else None} for n in live}
+        if self.votes > 1:
+            parts = {n: {**parts[n], FAILED: sum(lost[n]) / len(lost[n]) if lost[n] else None} for n in live}
+        return hinted, [failures.get(n, parts[n]) for n in live]
 
 
 def any_of(scores: Sequence[float | None]) -> bool:

@@ -40,17 +40,17 @@ class Tutor:
     copy: Any = None
     memory: float = 4e9
 
-    def measure(self, batch: Batch, openings: Sequence[Opening]) -> tuple[Batch, dict[str, float]]:
+    def measure(self, batch: Batch, openings: Sequence[Opening]) -> tuple[Batch, dict[str, tuple[float, float]]]:
         """Every field that a teacher fills, and how it went.
 
         Args:
             openings: where each row begins.
 
         Returns:
-            metrics: shares of rows that had a teacher, whose context was cut, whose numbers were not finite; how many
-            tokens it read, over all its passes; and the mean of log proximal - log teacher over tokens that had one,
-            with several teachers for each domain too, and how many tokens a row of it has: a wrong route is a domain
-            whose gap does not fall.
+            metrics: (sum, over how many), so that processes can be added up. Shares of rows that had a teacher, one of
+            whose contexts was cut, whose numbers were not finite; how many tokens it read, over all its passes; and the
+            mean of log proximal - log teacher over tokens that had one, with several teachers for each domain too, and
+            how many tokens a row of it has: a wrong route is a domain whose gap does not fall.
         """
         names = [*self.teacher.reads, *self.teacher.against]
         told = [available(opening, names) for opening in openings]
@@ -60,7 +60,7 @@ class Tutor:
         out, tokens = self.spoken(batch, openings, contexts, k), tokens_of(batch, contexts)
         finite = all_finite(out)
         there = present(contexts, finite)
-        counter = None
+        shown, counter = contexts, None
         if self.teacher.against:
             against = [r and opposite(self.teacher, r, found) for r, found in zip(read, told, strict=True)]
             opposed = self.contexts(batch, openings, against)
@@ -68,22 +68,23 @@ class Tutor:
             tokens += tokens_of(batch, opposed)
             finite &= all_finite(counter)
             there &= present(opposed, finite)
+            shown = [[*found, *other] for found, other in zip(contexts, opposed, strict=True)]
         batch = self.filled(batch, out, counter, there)
         heard = batch.action_mask & there[:, None]
         gap = batch.proximal_logp - batch.teacher_logp
-        rows = max(len(batch), 1)
+        rows = float(len(batch))
         domains = [opening.rollout.task.domain for opening in openings] if len(self.models) > 1 else []
         each = {}
         for domain in sorted(set(domains)):
             own = heard & torch.tensor([name == domain for name in domains], device=there.device)[:, None]
-            each[f"teacher/kl/{domain}"] = mean(gap[own])
-            each[f"teacher/length/{domain}"] = float(own.sum()) / max(int(own.any(1).sum()), 1)
+            each[f"teacher/kl/{domain}"] = (float(gap[own].sum()), float(own.sum()))
+            each[f"teacher/length/{domain}"] = (float(own.sum()), float(own.any(1).sum()))
         return batch, each | {
-            "teacher/share": float(there.sum()) / rows,
-            "teacher/cut": sum(any(context.cut for context in found) for found in contexts) / rows,
-            "teacher/not_finite": float((~finite).sum()) / rows,
-            "teacher/tokens": float(tokens),
-            "teacher/kl": mean(gap[heard]),
+            "teacher/share": (float(there.sum()), rows),
+            "teacher/cut": (float(sum(any(context.cut for context in found) for found in shown)), rows),
+            "teacher/not_finite": (float((~finite).sum()), rows),
+            "teacher/tokens": (float(tokens), 1.0),
+            "teacher/kl": (float(gap[heard].sum()), float(heard.sum())),
         }
 
     def compared(self, batch: Batch) -> tuple[Batch, int]:
@@ -209,10 +210,6 @@ def nothing(batch: Batch, k: int) -> Output:
 
 def present(contexts: list[list[Context]], finite: Tensor) -> Tensor:
     return torch.tensor([bool(found) for found in contexts], device=finite.device) & finite
-
-
-def mean(values: Tensor) -> float:
-    return float(values.mean()) if len(values) else 0.0
 
 
 def all_finite(out: Output) -> Tensor:

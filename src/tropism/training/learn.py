@@ -120,11 +120,19 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
     ranks = job.ranks
     dealt = ranks.deal(batch)
     with timed(times, "measure"):
-        own = measure(ranks.share(batch, dealt), job.needs, policy=frozen, exact=job.exact, reference=job.reference)
+        mine = dealt[ranks.rank]
+        own = measure(
+            ranks.share(batch, dealt),
+            job.needs,
+            policy=frozen,
+            exact=job.exact,
+            reference=job.reference,
+            before=batch[(mine - 1) % len(batch)] if "mismatch" in job.needs.measured else None,
+        )
         if job.tutor is not None:
             begun = openings(rollouts, apart=apart(method))
-            own, taught = job.tutor.measure(own, [begun[n] for n in dealt[ranks.rank].tolist()])
-            taught = ranks.mean(taught, len(own))
+            own, sums = job.tutor.measure(own, [begun[n] for n in mine.tolist()])
+            taught = ranks.means(sums)
             numbers |= taught
             heard(state, taught, train.patience, job.watcher.say)
         batch = ranks.whole(batch, own, dealt)
@@ -135,7 +143,7 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         per_step = (train.epochs * train.mini_batches) if job.stage.env else 1
         metrics, weights = update(
             own,
-            credit[dealt[ranks.rank]].narrow(own.tokens.shape[1]) if ranks.size > 1 else credit,
+            credit[mine].narrow(own.tokens.shape[1]) if ranks.size > 1 else credit,
             method,
             lambda rows: policy.forward(rows, temperature),
             job.optimizer,

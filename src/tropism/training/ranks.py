@@ -110,13 +110,11 @@ class Ranks:
         together = torch.cat([padded(part, width, 0) for part in everyone])
         return together[torch.cat([part.cpu() for part in dealt]).argsort()]
 
-    def mean(self, numbers: Mapping[str, float], rows: int) -> dict[str, float]:
-        """Means over rows of the processes' means; what counts tokens is a sum."""
-        if self.size == 1:
-            return dict(numbers)
-        total = self.total({name: v if name.endswith("/tokens") else v * rows for name, v in numbers.items()})
-        count = self.total({"rows": float(rows)})["rows"]
-        return {name: v if name.endswith("/tokens") else v / max(count, 1.0) for name, v in total.items()}
+    def means(self, numbers: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+        """Of (sum, over how many) of each process the mean over all; 0 over none. What counts tokens is a sum."""
+        total = self.total({name: value for name, (value, _) in numbers.items()})
+        count = self.total({name: 1.0 if name.endswith("/tokens") else over for name, (_, over) in numbers.items()})
+        return {name: v if name.endswith("/tokens") else v / max(count[name], 1.0) for name, v in total.items()}
 
     def wait(self) -> None:
         """Until all processes are here."""

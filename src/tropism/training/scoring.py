@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -39,7 +40,7 @@ def scoring(
         name, scorer, _ = find_scorer(given, parts)
         if name in (*scorers, *offered(stage)):
             raise ConfigError(f"two rewards are called {name}, and the record could not tell them apart. Rename one.")
-        scorers[name], weights[name] = scorer, weight
+        scorers[name], weights[name] = bound(scorer, stage), weight
     weights = weights or own_weights(source, parts)
     if not weights:
         raise ConfigError(f"{env.name} has no reward of its own, so the recipe must name one: rewards: {{…: 1.0}}.")
@@ -61,6 +62,12 @@ def scoring(
         return score(hinted, {PART: lambda live: found, **scorers}, weights, success, parts=parts)
 
     return read_and_score
+
+
+def bound(scorer: Any, stage: Stage) -> Any:
+    """A scorer that asks for the limit of a reply is told it."""
+    asks = "max_tokens" in inspect.signature(scorer).parameters
+    return partial(scorer, max_tokens=stage.sampling.max_tokens) if asks else scorer
 
 
 def offered(stage: Stage) -> tuple[str, ...]:

@@ -111,7 +111,8 @@ def check(teacher: Teacher, stage: Stage, source: Source | None) -> None:
         return
     tasks = [source.task(number) for number in range(LOOKED_AT)]
     for name in (*teacher.reads, *teacher.against):
-        if name not in PLAYED and (lacking := [task for task in tasks if name not in task.columns]):
+        lacking = [] if name in PLAYED else [task for task in tasks if name not in task.columns]
+        if lacking and (teacher.need == "all" or len(lacking) == len(tasks)):
             raise ConfigError(
                 f"the teacher reads the column {name!r}, but {len(lacking)} of {len(tasks)} tasks of "
                 f"{tasks[0].env} lack it; they have {', '.join(lacking[0].columns) or 'none'}."
