@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from tropism.errors import ConfigError
 from tropism.rewards import find_scorer
 from tropism.rewards.score import score
+from tropism.training.learn import without_contrast
+from tropism.training.numbers import rollout_numbers
 from tropism.types import Failure, Rollout, Task, Turn
 
 
@@ -272,3 +275,15 @@ def test_a_part_may_apply_to_some_turns_only():
     assert none.rewards == {} and "no reward applies" in none.failure.reason
     with pytest.raises(ConfigError, match="2 values of part 'mine' for a rollout of 3 turns"):
         score([rollout], {"mine": lambda rs: [{"mine": [None, 1.0]} for _ in rs]}, {"mine": 0.5})
+
+
+def test_a_sum_over_turns_reaches_what_it_reaches_to_rounding():
+    """Of a score that ends at 1 exactly the changes sum up to a little less."""
+    totals = [0.0, 0.5, 0.1, 0.8, -0.4, 1.0]
+    changes = [after - before for before, after in pairwise(totals)]
+    made = [rollout(*(turn(earned={"won": change}) for change in each)) for each in (changes, [1.0])]
+    assert math.fsum(changes) < 1.0
+    found = score(made, {}, {"won": 1.0}, ("won", 1.0))
+    assert [one.success for one in found] == [True, True]
+    assert rollout_numbers(found)["frac_reward_zero_std"] == 1.0
+    assert without_contrast(found, "reward")[1] == 0

@@ -115,6 +115,16 @@ def test_a_batch_that_could_not_be_scored_is_drawn_again(tmp_path, monkeypatch):
     assert sorted({group for step in groups for group in step}) == list(range(7 * 3)), "no task is lost"
 
 
+def test_a_batch_that_failed_is_not_kept_by_the_checkpoint_of_its_step(tmp_path, monkeypatch):
+    """What waits there has failed; it is drawn again, so that a mended cause lets the run go on."""
+    given = recipe(tmp_path, rewards={f"{world.HERE}:breaking": 1.0}, train={"save_every": 1}, eval={"every": 0})
+    with pytest.raises(GuardStopped, match="the judge does not answer"):
+        tropism.train(given, quiet=True)
+    monkeypatch.setenv("WORLD_WELL", "1")
+    tropism.train(given, resume=True, quiet=True)
+    assert max(line["step"] for line in Run(tmp_path / "run" / "rl").metrics()) == 7
+
+
 def test_it_is_for_one_process():
     with pytest.raises(ConfigError, match=r"sampling\.ahead, but what is played ahead is played by one process"):
         Recipe(**vars(resolved_recipe(recipe(""), (), {})) | {"processes": 2})

@@ -3,13 +3,14 @@ import json
 import pytest
 import torch
 
-from small import small
+from small import rollout, small
+from small import turn as said_turn
 from tropism.config import Data, Named, Told
 from tropism.errors import ConfigError, GuardStopped
 from tropism.teacher import Teacher
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
-from tropism.training.fit import Reading, load_rows, order, sifted
+from tropism.training.fit import Reading, load_rows, order, sifted, usable
 from tropism.training.model import byte_tokenizer
 
 POLICY = small()
@@ -356,3 +357,11 @@ def test_rows_that_cannot_be_used_are_left_out_and_listed_and_too_many_stop_the_
     with pytest.raises(GuardStopped, match="1 of 1 rows"):
         sifted(rows[1:2], 1.0, said.append)
     assert sifted(kept, 0.0, said.append) == (kept, []) and len(said) == 1
+
+
+def test_labelled_answers_count_once_each():
+    """One that is several rows would count several times; pairs are refused likewise, and single answers are not."""
+    twice = (rollout(said_turn([1, 2], [3], reply="a"), said_turn([7, 8], [9], reply="b")),)
+    assert usable(twice, 100)[0].failure is None
+    (found,) = usable(twice, 100, frozenset({"labels"}))
+    assert "several turns that the chat template does not write" in found.failure.reason

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,20 @@ def test_no_split_changes_a_number_and_no_weight_moves(path):
     assert all(whole[name] == pytest.approx(split[name], abs=1e-6) for name in whole)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.module.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in policy.module.parameters())
+
+
+def test_pairs_of_one_task_are_pairs_all_the_same(path):
+    """Rows that a model has sampled may have a task in common."""
+    policy = small("tiny")
+    rows, _ = sifted(load_rows(Data(path=path), policy.words, 0, asked=DPO().needs.data), 0.2, lambda _: None)
+    same = [tuple(replace(one, group=0) for one in row) for row in rows]
+    given = {
+        "method": DPO(),
+        "policy": policy,
+        "train": Train(),
+        "reference": small("tiny", seed=1).measuring(1.0, Train()),
+    }
+    assert HeldOut(rows=same, **given)(0) == HeldOut(rows=rows, **given)(0)
 
 
 def test_accuracy_is_told_by_who_is_longer_and_calibration_by_how_sure_it_was():

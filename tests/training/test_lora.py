@@ -78,6 +78,27 @@ def test_a_saved_adapter_is_what_peft_and_transformers_load(family, adapted, tmp
     close(logp(load_policy(Model(path=str(tmp_path / "saved"), device="cpu"))), logp(policy), rtol=0, atol=1e-5)
 
 
+def test_an_adapter_on_an_adapter_is_loaded_with_both(adapted, tmp_path):
+    """By the next stage, and by peft, which takes a whole model: that is written beside."""
+    adapted().save(tmp_path / "first")
+    policy = load_policy(Model(path=str(tmp_path / "first"), device="cpu", lora=Lora(rank=2)), seed=1)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in adapter_state(policy.module).values():
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.2)
+    for name in ("second", "again"):
+        policy.save(tmp_path / name)
+    again = load_policy(Model(path=str(tmp_path / "second"), device="cpu"))
+    close(logp(again), logp(policy), rtol=0, atol=1e-5)
+    base = json.loads((tmp_path / "second" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "second").eval()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        close(theirs(ids).logits, policy.module(ids).logits, rtol=0, atol=1e-5)
+    (tmp_path / "first" / "adapter_config.json").rename(tmp_path / "gone.json")
+    close(logp(load_policy(Model(path=str(tmp_path / "again"), device="cpu"))), logp(policy), rtol=0, atol=1e-5)
+
+
 @families
 def test_a_merged_checkpoint_is_a_plain_model_that_says_the_same(family, adapted, tmp_path):
     policy = adapted(family, merge=True)
@@ -218,7 +239,7 @@ def test_a_stage_after_an_adapter_starts_from_what_it_learned(tmp_path):
     ends = [[line["eval/low"] for line in Run(run / stage).metrics() if "eval/low" in line] for stage in ("rl", "more")]
     assert ends[0][-1] == pytest.approx(ends[1][0])
     told = json.loads((latest(Run(run / "more").checkpoints_dir) / "adapter_config.json").read_text())
-    assert "/rl/" in told["base_model_name_or_path"]
+    assert told["base_model_name_or_path"].endswith("/more/checkpoints/adapters-base")
 
 
 @pytest.mark.parametrize(

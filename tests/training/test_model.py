@@ -303,6 +303,20 @@ def test_a_copy_of_a_model_that_recomputes_runs_its_own_layers():
     assert not torch.allclose(logp(policy), before)
 
 
+def test_recomputing_leaves_the_global_generator_alone():
+    """A reward of the next batch may draw from it at the same time (sampling.ahead)."""
+    policy = small(gradient_checkpointing=True)
+    loss = policy.forward(batch()).logp.sum()
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    handle = next(iter(policy.module.parameters())).register_hook(lambda _: torch.rand(1) and None)
+    first = torch.rand(1)
+    handle.remove()
+    loss.backward()
+    assert torch.equal(torch.cat([first, torch.rand(1)]), expected)
+
+
 def test_dropout_is_off():
     """GPT-2's configuration asks for 10 %; sampler and loss must speak about one distribution."""
     policy = small("tiny-gpt2")

@@ -1,12 +1,15 @@
 """Rows without padding, equal beginnings once: the numbers and the gradients of padded rows."""
 
+import contextlib
+
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from small import FAMILIES, rollout, small, turn
 from tropism.config import Train
 from tropism.training.collate import collate
-from tropism.training.packed import NAME, ROUND, by_torch, in_common, micro_batches, pack, use, worth
+from tropism.training.packed import NAME, ROUND, by_torch, in_common, micro_batches, pack, use, used, worth
 
 families = pytest.mark.parametrize("family", FAMILIES)
 ROWS = [[1, 2, 3, 4], [1, 2, 3, 5, 6, 7], [8], [1, 2, 3, 5], [1, 2, 3, 5, 6, 7], [9, 1, 2]]
@@ -133,6 +136,23 @@ def test_a_model_that_takes_no_such_input_stays_padded():
     policy.module.forward = lambda input_ids, use_cache=False: forward(input_ids=input_ids, use_cache=use_cache)
     use(policy.module, policy.precision)
     assert not policy.packs()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "packs"),
+    [
+        ("mixtral", {"num_local_experts": 2}, True),
+        ("phimoe", {"num_local_experts": 2, "num_experts_per_tok": 2}, False),
+    ],
+)
+def test_a_model_that_does_not_say_how_far_a_token_sees_stays_padded(kind, settings, packs):
+    """Its window is in the mask alone, which packed rows do not have; three short rows would not show it."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = sizes | {"num_key_value_heads": 1, "vocab_size": 64, "sliding_window": 4, "max_position_embeddings": 64}
+    config = AutoConfig.for_model(kind, **shape, **settings)
+    module = AutoModelForCausalLM.from_config(config).eval()
+    use(module, contextlib.nullcontext)
+    assert used(module) == packs
 
 
 def test_rows_with_little_in_common_stay_padded():

@@ -3,20 +3,25 @@
 import json
 import random
 import statistics
+from functools import partial
 
 import pytest
+import torch
 
 import tropism
 import world
 from again import same, train_until
-from small import rollout, turn
-from tropism.config import Named, Sampled
+from small import rollout, small, turn
+from tropism.config import Named, Sampled, Sampling
 from tropism.errors import ConfigError
 from tropism.record import Run
+from tropism.rewards.score import score
+from tropism.rollout.play import play
 from tropism.training import run as run_module
 from tropism.training.fit import sifted
-from tropism.training.sampled import kept, preferred, unsampled
-from tropism.types import Ask
+from tropism.training.numbers import eval_numbers
+from tropism.training.sampled import kept, preferred, sampled_rows, unsampled, write_rows
+from tropism.types import Ask, SamplingParams, Task
 
 ENV = Named(name="reasoning")
 REWARDS = (0.2, 0.9, 0.5, 0.9, 0.1)
@@ -226,3 +231,58 @@ def test_a_run_that_died_before_its_rows_were_written_writes_the_same_ones_on_re
     random.seed(6)
     tropism.train(made[1], resume=True, quiet=True)
     assert rows.read_bytes() == (whole / "own" / "rows.jsonl").read_bytes()
+
+
+class Duel:
+    """A question to each seat; seat 0 wins."""
+
+    weights = {"won": 1.0}  # noqa: RUF012
+
+    def __init__(self):
+        self.heard = []
+
+    def task(self, number):
+        return Task(seed=number)
+
+    def open(self, task, sibling):
+        return Duel()
+
+    def ask(self):
+        return Ask(len(self.heard), f"seat {len(self.heard)}: ") if len(self.heard) < 2 else None
+
+    def tell(self, reply):
+        self.heard.append(reply)
+
+    def score(self, seat):
+        return {"won": float(len(self.heard) > 1 and seat == 0)}
+
+    def feedback(self, seat):
+        return None
+
+
+def test_seats_of_one_game_are_not_mixed():
+    """Neither in pairs, nor in what is best, nor in what a task has passed."""
+    policy, said = small(), []
+    policy.sampler.stops = torch.arange(policy.module.config.vocab_size)  # every reply is one token
+    scored = partial(score, scorers={}, weights={"won": 1.0}, success=("won", 1.0), parts=("won",))
+    given = (Sampling(max_tokens=1), Duel(), policy, scored, 0, said.append)
+    pairs = sampled_rows(Sampled(env=ENV, tasks=3, samples=2, keep="pairs", noise=1.0), *given)
+    assert pairs and all(chosen.task.seat == rejected.task.seat for chosen, rejected in pairs)
+    assert said[0].startswith("of 12 replies to 3 tasks, 0 were truncated")
+    best = sampled_rows(Sampled(env=ENV, tasks=3, samples=2), *given)
+    assert sorted(row[0].task.seat for row in best) == [0, 0, 0, 1, 1, 1]
+    tasks = [(Task(), n, k) for n in range(3) for k in range(2)]
+    played = play(tasks, Duel(), policy.sampler, policy.words, SamplingParams(max_tokens=1), max_turns=4)
+    assert eval_numbers(scored(played), 2)["pass@2"] == 0.5
+
+
+def test_a_pair_whose_answers_follow_different_conversations_is_not_written_as_one(tmp_path):
+    def answer(before, reply, **fields):
+        return rollout(
+            turn([1], [2], prompt="Q1: ", reply=before), turn([1], [3], prompt=f"Q1: {before} Q2: ", reply=reply)
+        )
+
+    rows = [(answer("yes", "good"), answer("no", "bad")), (answer("yes", "good"), answer("yes", "bad"))]
+    assert write_rows(rows, tmp_path / "rows.jsonl") == 1
+    (line,) = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"prompt": "Q1: yes Q2: ", "chosen": "good", "rejected": "bad"}

@@ -92,6 +92,15 @@ def test_a_run_without_a_reward_model_is_refused(whole):
         Scorer(str(whole["sft"]))
 
 
+def test_saving_one_draws_nothing_from_the_global_generator(tmp_path):
+    """Whose state the checkpoint holds, and from which a reward may draw next."""
+    policy = small("tiny")
+    policy.add_critic(bias=False)
+    before = torch.get_rng_state()
+    save_scorer(policy, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_tokenizer_that_pads_with_its_end_is_refused(tmp_path):
     policy = small("tiny")
     policy.add_critic(bias=False)

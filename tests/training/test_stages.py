@@ -1,12 +1,14 @@
 """Stages: each starts from the one before, or from an earlier one that it names."""
 
 import pytest
+import torch
 
 import tropism
 import world
 from again import same, train_until
 from tropism.errors import ConfigError
 from tropism.record import Run
+from tropism.training import run as run_module
 
 
 def three(folder, start="demos"):
@@ -38,3 +40,23 @@ def test_without_a_name_it_starts_from_the_one_before(tmp_path):
 def test_a_stage_that_is_not_there_yet_is_refused(start, tmp_path):
     with pytest.raises(ConfigError, match=r"stage 'again' starts from .*, but the stages before it are: demos, rl"):
         tropism.train(three(tmp_path, start), quiet=True)
+
+
+def test_threads_of_one_stage_are_not_the_next_ones(tmp_path, monkeypatch):
+    """Else a resume in the second would compute with another number."""
+    before, seen = torch.get_num_threads(), []
+    real = run_module.run_stage
+
+    def run_stage(*args):
+        seen.append(torch.get_num_threads())
+        return real(*args)
+
+    monkeypatch.setattr(run_module, "run_stage", run_stage)
+    first, second = (world.sft(tmp_path, train={"steps": 1, "threads": n}) for n in (1, 0))
+    second["stages"][0]["name"] = "more"
+    torch.set_num_threads(3)
+    try:
+        tropism.train(first | {"stages": [*first["stages"], *second["stages"]]}, quiet=True)
+        assert seen == [1, 3] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -18,6 +18,9 @@ from tropism.errors import ConfigError, TropismError
 from tropism.load import hint
 from tropism.types import Failure, Rollout, Scored, Scorer
 
+EPS = 1e-9
+"""By how much rounding may lower a part that is a sum over turns."""
+
 
 def score(
     rollouts: Sequence[Rollout],
@@ -142,5 +145,5 @@ def _merged(
         turns=tuple(replace(t, reward=float(r)) for t, r in zip(rollout.turns, per_turn, strict=True)),
         rewards=rewards,
         reward=float(sum(per_turn)),
-        success=success is not None and success[0] in rewards and rewards[success[0]] >= success[1],
+        success=success is not None and success[0] in rewards and rewards[success[0]] >= success[1] - EPS,
     )

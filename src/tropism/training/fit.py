@@ -120,13 +120,18 @@ def load_rows(
                 f"data.told.teacher reads {', '.join(data.told.teacher.reads)}, but in {data.episodes} episodes "
                 f"{data.demos.name} advised nothing of that name, so nothing would be told. Read what it advises."
             )
-        return [usable((rollout,), context) for rollout, _ in told]
+        return [usable((rollout,), context, asked) for rollout, _ in told]
     read = next((reader for name, reader in READERS.items() if name in asked), single)
-    return [usable(read(row, n, words), context) for n, row in enumerate(read_rows(data.path, data.split))]
+    return [usable(read(row, n, words), context, asked) for n, row in enumerate(read_rows(data.path, data.split))]
 
 
-def usable(row: tuple[Rollout, ...], context: int) -> tuple[Rollout, ...]:
-    """The row, or the same as failures: of a pair no answer is of use without the other."""
+def usable(row: tuple[Rollout, ...], context: int, asked: frozenset[str] = frozenset()) -> tuple[Rollout, ...]:
+    """The row, or the same as failures: of a pair no answer is of use without the other.
+
+    Args:
+        asked: `Needs.data` of the method; of pairs and of labels every answer counts once, so it must be one row.
+    """
+    once = len(row) > 1 or "labels" in asked
     longest = max((len(turn.context) + len(turn.action) for one in row for turn in one.turns), default=0)
     number, reason = row[0].group, ""
     if longest > context:
@@ -136,7 +141,7 @@ def usable(row: tuple[Rollout, ...], context: int) -> tuple[Rollout, ...]:
         reason = "has an empty answer, which nobody can have preferred or rejected. Drop it."
     elif len(row) > 1 and row[0].turns[-1].reply == row[1].turns[-1].reply:
         reason = "has the same answer twice, from which nothing can be learned. Drop it."
-    elif len(row) > 1 and max(len(rows_of([one])) for one in row) > 1:
+    elif once and max(len(rows_of([one])) for one in row) > 1:
         reason = (
             "has an answer of several turns that the chat template does not write one after another. Keep one turn."
         )

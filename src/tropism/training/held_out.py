@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class HeldOut:
     def __call__(self, version: int) -> tuple[dict[str, float], list[Rollout]]:
         """(metrics named eval/…, no rollouts). Of pairs also how often the model is right where the chosen answer is
         the longer or the shorter one, and how far its probability of being right is from the truth."""
-        read = [one for row in self.rows for one in row]
+        read = [replace(one, group=n) for n, row in enumerate(self.rows) for one in row]
         batch = collate(read, codes={}, device=self.policy.device)
         forward = self.policy.measuring(1.0, self.train)
         batch = measure(batch, self.method.needs, policy=forward, exact=False, reference=self.reference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from tropism.training import checkpoint
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
 from tropism.training.model import Policy
-from tropism.training.numbers import nats, rollout_numbers
+from tropism.training.numbers import ROUNDED, nats, rollout_numbers
 from tropism.training.optim import AdamW, scheduled
 from tropism.training.ranks import Ranks
 from tropism.training.rows import record_rows
@@ -180,12 +181,16 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
 
 
 def drawn(job: Job, state: State) -> list[Rollout]:
-    """A step's rollouts. If too many failed, they are recorded and the run stops where it could draw them again."""
+    """A step's rollouts. If too many failed, they are recorded and the run stops where it could draw them again; those
+    that were played ahead are drawn again at once."""
     cursor, waiting = state.waiting or (state.cursor, None)
     rollouts, state.waiting = job.draw(state) if waiting is None else waiting, None
     try:
         guard.failing(rollouts, job.stage.train.failure_limit)
     except GuardStopped:
+        if waiting is not None:  # the checkpoint of this step, if there is one, holds the same
+            state.cursor = cursor
+            return drawn(job, state)
         job.run.save_rollouts(state.step + 1, record_rows(rollouts))
         state.cursor = cursor
         if state.step:
@@ -257,7 +262,7 @@ def without_contrast(rollouts: Sequence[Rollout], on: str) -> tuple[list[Rollout
     for r in rollouts:
         values = seen.setdefault((r.group, r.task.seat), set())
         if r.failure is None:
-            values.add(getattr(r, on))
+            values.add(round(getattr(r, on), ROUNDED))
     reason = Failure(LEFT_OUT, f"no_contrast: all siblings have the same {on}")
     equal = {key for key, values in seen.items() if len(values) < 2}
     marked = [
@@ -291,7 +296,7 @@ def evaluate(job: Job, state: State) -> None:
         near = difflib.get_close_matches(name, metrics, 1) or list(metrics)
         raise ConfigError(f"eval.best is {name!r}, but there is no such metric. Did you mean {' or '.join(near)}?")
     value = metrics.get(name)
-    if value is not None and (state.best is None or value > state.best):
+    if value is not None and not math.isnan(value) and (state.best is None or value > state.best):
         state.best, state.best_step = value, state.step
         job.run.note("best", {"metric": name, "value": value, "step": state.step})
         if state.step:

@@ -138,21 +138,31 @@ def follower_of(module: Any) -> Any:
     return copy.deepcopy(module, {id(parameter): parameter for parameter in frozen}).requires_grad_(False)
 
 
-def merged_state(module: Any) -> dict[str, Tensor]:
-    """Weights of a plain module that computes the same; of a module without an adapter its own."""
+def merged_state(module: Any, adapter: bool = True) -> dict[str, Tensor]:
+    """Weights of a plain module that computes the same, or the same without its adapter; of a module without one its
+    own."""
     state = {name.replace(".base_layer", ""): value for name, value in module.state_dict().items() if MARK not in name}
     state = {name: value for name, value in state.items() if ".weight." not in name}  # constants of 4-bit weights
     for name, layer in module.named_modules():
         if hasattr(layer, "get_delta_weight"):
             weight = dense(layer.get_base_layer())
-            state[f"{name}.weight"] = weight + layer.get_delta_weight("default").to(weight)
+            state[f"{name}.weight"] = weight + layer.get_delta_weight("default").to(weight) if adapter else weight
         elif hasattr(getattr(layer, "weight", None), "quant_state") and not name.endswith(".base_layer"):
             state[f"{name}.weight"] = dense(layer)
     return state
 
 
-def save_adapter(module: Any, path: Path, dtype: torch.dtype) -> None:
-    """What `PeftModel.from_pretrained(base, path)` and transformers load."""
+def on_adapter(module: Any) -> bool:
+    """Was the adapter put on what is an adapter's directory itself? peft loads one on a whole model only."""
+    return (Path(module.peft_config["default"].base_model_name_or_path) / CONFIG).exists()
+
+
+def save_adapter(module: Any, path: Path, dtype: torch.dtype, base: Path | None = None) -> None:
+    """What `PeftModel.from_pretrained(base, path)` and transformers load.
+
+    Args:
+        base: where the model is that the adapter is on, if not where it was loaded from.
+    """
     from safetensors.torch import save_file
 
     path.mkdir(parents=True, exist_ok=True)
@@ -164,6 +174,7 @@ def save_adapter(module: Any, path: Path, dtype: torch.dtype) -> None:
     config = module.peft_config["default"]
     told = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
     told["inference_mode"] = True
+    told |= {} if base is None else {"base_model_name_or_path": str(base.resolve())}
     (path / CONFIG).write_text(json.dumps(told, indent=1, default=str))
 
 
@@ -179,5 +190,6 @@ def load_adapter(module: Any, state: Mapping[str, Tensor]) -> None:
 def with_adapter_merged(path: str, load: Any) -> Any:
     """What an adapter's directory stands for: its base, loaded by `load(path)`, with the adapter merged in."""
     told = json.loads((Path(path) / CONFIG).read_text())
-    base = load(told["base_model_name_or_path"])
+    under = str(told["base_model_name_or_path"])
+    base = with_adapter_merged(under, load) if (Path(under) / CONFIG).exists() else load(under)
     return peft().PeftModel.from_pretrained(base, path).merge_and_unload()

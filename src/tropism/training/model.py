@@ -183,21 +183,34 @@ class Policy:
         self.critic = OwnCritic(classifier.base_model, classifier.score).to(self.device)
 
     def save(self, path: Path) -> None:
-        """A directory that `from_pretrained` loads, in the dtype of `model.save`, readable by everybody."""
-        dtype, lora = getattr(torch, self.settings.save), self.settings.lora
+        """A directory that `from_pretrained` loads, in the dtype of `model.save`, readable by everybody.
+
+        An adapter on a model that is itself an adapter's directory needs that model whole: it is written once, into the
+        folder adapters-base beside.
+        """
+        dtype, lora, base = getattr(torch, self.settings.save), self.settings.lora, path.parent / "adapters-base"
         self.tokenizer.save_pretrained(path)
         if lora is not None:
-            adapters.save_adapter(self.module, path / "adapter" if lora.merge else path, dtype)
+            if (chained := adapters.on_adapter(self.module)) and not base.exists():
+                partial = path.parent / ".partial-adapters-base"
+                self.save_whole(partial, torch.float32, adapter=False)
+                os.replace(partial, base)
+            into = path / "adapter" if lora.merge else path
+            adapters.save_adapter(self.module, into, dtype, base if chained else None)
         if lora is not None and not lora.merge:
             readable(path)
             return
+        self.save_whole(path, dtype)
+
+    def save_whole(self, path: Path, dtype: torch.dtype, adapter: bool = True) -> None:
+        """The weights as those of a plain model, with what an adapter has learned or without it."""
         cast: dict[int, Tensor] = {}  # tied weights stay one tensor
-        whole = adapters.merged_state(self.module).items()
+        whole = adapters.merged_state(self.module, adapter).items()
         state = {name: cast.setdefault(value.data_ptr(), value.to(dtype)) for name, value in whole}
         with adapters.as_plain(self.module):
             self.module.save_pretrained(path, state_dict=state)
         config = copy.deepcopy(self.module.config)
-        config.dtype = self.settings.save
+        config.dtype = str(dtype).removeprefix("torch.")
         config.save_pretrained(path)
         readable(path)
 
@@ -235,7 +248,7 @@ def recompute(module: Any) -> None:
             once = partial(kind.forward, layer)
             if not torch.is_grad_enabled():
                 return once(*args, **kwargs)
-            return checkpoint(once, *args, use_reentrant=False, **kwargs)
+            return checkpoint(once, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)  # nothing draws
 
         return type(kind.__name__, (kind,), {"forward": forward})
 

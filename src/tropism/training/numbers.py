@@ -7,6 +7,9 @@ from statistics import fmean, stdev
 
 from tropism.types import LEFT_OUT, Batch, Rollout, Stop
 
+ROUNDED = 9
+"""Decimals to which rewards are compared: the same sum of parts, in another order, is not another reward."""
+
 
 def failed(rollouts: Sequence[Rollout]) -> list[Rollout]:
     return [r for r in rollouts if r.failure is not None and r.failure.where != LEFT_OUT]
@@ -23,7 +26,7 @@ def rollout_numbers(rollouts: Sequence[Rollout], per_reply: frozenset[str] = fro
     lengths = [len(turn.action) for turn in turns]
     groups: dict[tuple[int, int], set[float]] = {}
     for r in good:
-        groups.setdefault((r.group, r.task.seat), set()).add(r.reward)
+        groups.setdefault((r.group, r.task.seat), set()).add(round(r.reward, ROUNDED))
     numbers |= {
         "reward": fmean(r.reward for r in good),
         "reward_std": spread([r.reward for r in good]),
@@ -62,9 +65,9 @@ def eval_numbers(
     if said:
         found["completions/distinct"] = len(set(said)) / len(said)
     if samples > 1:
-        passed: dict[int, bool] = {}
+        passed: dict[tuple[int, int], bool] = {}
         for r in rollouts:
-            passed[r.group] = passed.get(r.group, False) or r.success
+            passed[r.group, r.task.seat] = passed.get((r.group, r.task.seat), False) or r.success
         found[f"pass@{samples}"] = fmean(passed.values())
     return found
 

@@ -183,6 +183,8 @@ def attention(
     torch's attention as transformers calls it."""
     if packed is None:
         return by_torch(module, query, key, value, attention_mask, options)
+    if "sliding_window" not in options and windowed(module.config):
+        raise ValueError("it does not say how far a token sees")
     rows, longest = packed.shape
     into, out_of = cast(Any, Spread).apply, cast(Any, Collect).apply
     query, key, value = (
@@ -208,6 +210,10 @@ def by_torch(
     with torch.autocast("cpu", enabled=False):
         seen, _ = sdpa(module, query.float(), key.float(), value.float(), mask, **options)
     return seen.to(dtype), None
+
+
+def windowed(config: Any) -> bool:
+    return bool(getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None))
 
 
 def within(longest: int, window: int | None, device: torch.device) -> Tensor | None:

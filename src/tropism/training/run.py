@@ -71,13 +71,18 @@ def run(recipe: Recipe, watcher: Watcher, *, resume: bool = False, fresh: bool =
     resumable = ranks.agree(prepare, path, recipe, watcher, resume, fresh)
     model, runs, trained = recipe.model, [], 0
     ends: dict[str, Model] = {}
+    threads = torch.get_num_threads()
     for stage in recipe.stages:
+        if ranks.size == 1:  # what an earlier stage set is not this one's
+            torch.set_num_threads(stage.train.threads or threads)
         record, model = resumable.get(stage.name), ends.get(stage.start, model)
         trained += run_stage(recipe, stage, model, path / stage.name, record, watcher)
         runs.append(Run(path / stage.name))
         last = ranks.agree(latest, runs[-1].checkpoints_dir)
         assert last is not None
         model = ends[stage.name] = replace(recipe.model, path=str(last), shape={})
+    if ranks.size == 1:
+        torch.set_num_threads(threads)
     # Killed after the last checkpoint, a run still lacks its table and report, which the caller makes from this result.
     if trained == 0 and "table" in runs[-1].notes() and (path / "report.html").exists():
         raise ConfigError(
@@ -110,8 +115,6 @@ def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Ru
     start = ranks.agree(latest, record.checkpoints_dir) if record else None
     if start is not None and start.name == f"checkpoint-{stage.train.steps}":
         return 0
-    if stage.train.threads and ranks.size == 1:
-        torch.set_num_threads(stage.train.threads)
     policy = load_policy(model, recipe.seed)
     job = open_job(recipe, stage, model, policy, path, watcher)
     exact = examine(job)
@@ -148,7 +151,9 @@ def begin_record(recipe: Recipe, stage: Stage, job: Job, path: Path, record: Run
         if isinstance(job.draw, Reading) and job.draw.left_out:
             job.run.note("left_out", {"rows": list(job.draw.left_out)})
     if isinstance(job.draw, Reading) and stage.data and stage.data.sampled and not (path / ROWS).exists():
-        write_rows(job.draw.rows, path / ROWS)
+        apart = write_rows(job.draw.rows, path / ROWS)
+        if apart:
+            job.watcher.say(f"{ROWS}: {apart} pairs are not in it, for their answers follow different conversations")
     if "sampler" not in job.run.notes():
         job.run.note("sampler", {"exact": exact})
 
@@ -245,7 +250,7 @@ def open_rows(
     score = scoring(stage, env, source, panel, ensemble)
     checkpoint.seed_generators(seed)  # rewards may draw, and a resume must keep the same rows
     own = sampled_rows(data.sampled, stage.sampling, source, policy, score, seed, say)
-    return [usable(row, policy.context) for row in own]
+    return [usable(row, policy.context, stage.method.needs.data) for row in own]
 
 
 def open_evaluation(

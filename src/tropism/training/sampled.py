@@ -42,6 +42,7 @@ def sampled_rows(
     """
     ranks = Ranks()
     groups: list[list[Rollout]] = []
+    total = 0
     per_call = max(1, AT_ONCE // sampled.samples)
     tasks_of = range(sampled.first, sampled.first + sampled.tasks)
     for numbers in (tasks_of[k : k + per_call] for k in range(0, sampled.tasks, per_call)):
@@ -51,14 +52,16 @@ def sampled_rows(
         )
         played = ranks.play(tasks, source, policy.sampler, policy.words, params, max_turns=sampling.max_turns)
         found = ranks.agree(score, played)
-        by_task: dict[int, list[Rollout]] = {n: [] for n in numbers}
+        by_task: dict[tuple[int, int], list[Rollout]] = {}
         for one in found:
+            by_task.setdefault((one.group, one.task.seat), [])
             cut = any(turn.stop is Stop.truncated for turn in one.turns)  # nobody should learn not to stop
             if one.failure is None and one.turns and not cut:
-                by_task[one.group].append(one)
+                by_task[one.group, one.task.seat].append(one)
         groups += by_task.values()
+        total += len(found)
     rows = [row for number, group in enumerate(groups) for row in kept(sampled, group, seed_of(seed, "kept", number))]
-    usable, total = sum(map(len, groups)), sampled.tasks * sampled.samples
+    usable = sum(map(len, groups))
     said = f"of {total} replies to {sampled.tasks} tasks, {total - usable} were truncated or failed"
     if not rows:
         raise ConfigError(
@@ -70,7 +73,7 @@ def sampled_rows(
 
 
 def kept(sampled: Sampled, group: Sequence[Rollout], seed: int) -> list[tuple[Rollout, ...]]:
-    """Of the scored replies to one task."""
+    """Of the scored replies of one seat to one task."""
     draws = random.Random(seed)
     if sampled.keep == "pairs":
         pairs = zip(group[::2], group[1::2], strict=False)
@@ -100,9 +103,15 @@ def unsampled(rollout: Rollout, label: float = 0.0) -> Rollout:
     return replace(rollout, turns=turns, reward=label * len(turns))
 
 
-def write_rows(rows: Sequence[tuple[Rollout, ...]], path: Path) -> None:
-    """In TRL's columns, for other stages, tools and eyes: the last turn of each, after its prompt."""
-    write(path, "".join(json.dumps(line_of(row), ensure_ascii=False) + "\n" for row in rows).encode())
+def write_rows(rows: Sequence[tuple[Rollout, ...]], path: Path) -> int:
+    """In TRL's columns, for other stages, tools and eyes: the last turn of each, after its prompt.
+
+    Returns:
+        how many pairs are left out, since their last turns answer different prompts.
+    """
+    told = [row for row in rows if len({repr(one.turns[-1].prompt) for one in row}) == 1]
+    write(path, "".join(json.dumps(line_of(row), ensure_ascii=False) + "\n" for row in told).encode())
+    return len(rows) - len(told)
 
 
 def line_of(row: tuple[Rollout, ...]) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def save_scorer(policy: Policy, path: Path) -> None:
             f"{what}, so transformers would read a score one token too early. Give the tokenizer its own pad token."
         )
     told = policy.module.config.to_dict() | {"pad_token_id": pad, "id2label": {0: "reward"}, "label2id": {"reward": 0}}
-    made = AutoModelForSequenceClassification.from_config(type(policy.module.config).from_dict(told))
+    with torch.random.fork_rng(devices=[]):  # what it draws is replaced, and a reward may draw from the same generator
+        made = AutoModelForSequenceClassification.from_config(type(policy.module.config).from_dict(told))
     made.base_model.load_state_dict(merged_state(policy.module.base_model))
     made.score.weight.data.copy_(policy.critic.weight.data)
     made.to(getattr(torch, policy.settings.save)).save_pretrained(path)
