@@ -37,6 +37,7 @@ from tropism.training.learn import Draw, Job, Playing, learn
 from tropism.training.model import Policy, load_policy
 from tropism.training.optim import AdamW
 from tropism.training.ranks import Ranks
+from tropism.training.remembered import Remembered
 from tropism.training.sampled import ROWS, sampled_rows, write_rows
 from tropism.training.scoring import per_reply, scoring
 from tropism.training.teachers import load_other, open_tutor
@@ -192,7 +193,7 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
         watcher=watcher,
         seed=seed,
         evaluation=open_evaluation(recipe, stage, policy, panel, ensemble, path.parent, reference, watcher.say),
-        reference=reference and reference(stage.sampling.temperature if stage.env else 1.0),
+        reference=reference and remembering(reference(stage.sampling.temperature if stage.env else 1.0), draw, policy),
         tutor=open_tutor(stage, model, policy, draw.source if isinstance(draw, Playing) else None),
         ahead=Ahead(draw) if stage.sampling.ahead and isinstance(draw, Playing) else None,
         per_reply=per_reply(stage.env),
@@ -208,6 +209,11 @@ def open_reference(recipe: Recipe, stage: Stage, model: Model, policy: Policy) -
         return partial(policy.measuring, train=stage.train, start=True)
     other = load_other(base, model, policy) if base else load_policy(model, recipe.seed)
     return partial(other.measuring, train=stage.train)
+
+
+def remembering(frozen: Forward, draw: Draw, policy: Policy) -> Forward:
+    """Rows of data come again in every epoch, and a frozen model says the same of them."""
+    return Remembered(frozen, draw.rows, draw.batch, policy.device) if isinstance(draw, Reading) else frozen
 
 
 def open_draw(
@@ -274,7 +280,7 @@ def open_evaluation(
 
         rows = open_rows(recipe, stage, stage.eval.data, policy, panel, ensemble, folder, held_out, "test")
         held, _ = sifted(rows[: stage.eval.tasks], 1.0, held_out)
-        frozen = reference and reference(1.0)
+        frozen = reference and Remembered(reference(1.0), held, max(1, len(held)), policy.device)
         return HeldOut(rows=held, method=stage.method, policy=policy, train=stage.train, reference=frozen)
     env = evaluated(stage)
     if env is None:
