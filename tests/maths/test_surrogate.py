@@ -178,6 +178,14 @@ def test_truncated_importance_weights_trade_bias_for_variance():
         close((sampler * weight).sum(), torch.tensor(mass))
 
 
+def test_what_dropping_costs_where_truncation_only_shortens():
+    """The same three actions: bounds .5 and 2 drop both that pay, and what is left earns nothing."""
+    sampler, policy = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.3, 0.5]])
+    weight = masked_weight(policy.log(), sampler.log(), low=0.5, high=2.0)
+    close((sampler * weight * torch.tensor([[1.0, 0.0, 0.5]])).sum(), torch.tensor(0.0))
+    close(weight, torch.tensor([[0.0, 1.0, 0.0]]))
+
+
 def test_where_sampler_and_trainer_are_one_the_weight_is_exactly_one_and_has_no_gradient():
     logp = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float32).requires_grad_()
     weight = truncated_weight(logp, logp, limit=2.0)

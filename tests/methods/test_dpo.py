@@ -73,6 +73,20 @@ def test_the_loss_of_a_margin_of_half_by_hand(form, smoothing, value):
     close(objective(method, out, batch), torch.tensor(value, dtype=F64), atol=5e-7, rtol=0)
 
 
+def test_the_best_policy_of_another_start_and_what_it_is_worth():
+    """q = (.5, .3, .2), rewards (1, 0, .5), beta .5: q exp(r / beta) normalised is (.81410, .06611, .11980), worth
+    beta log Z = .756264, and the margin of every pair is the difference of their rewards."""
+    start, reward, beta = torch.tensor([0.5, 0.3, 0.2], dtype=F64), torch.tensor([1.0, 0.0, 0.5], dtype=F64), 0.5
+    best = (start.log() + reward / beta).softmax(0)
+    close(best, torch.tensor([0.81410, 0.06611, 0.11980], dtype=F64), atol=5e-6, rtol=0)
+    worth = (best * reward).sum() - beta * (best * (best / start).log()).sum()
+    close(worth, torch.tensor(0.756264, dtype=F64), atol=5e-7, rtol=0)
+    for chosen, rejected in ((0, 1), (0, 2), (2, 1)):
+        policy, reference = ([[float(p[n].log())] for n in (chosen, rejected)] for p in (best, start))
+        expected = torch.nn.functional.softplus(reward[rejected] - reward[chosen])
+        close(objective(DPO(beta=beta), *answers(policy, reference)), expected)
+
+
 def test_ipo_compares_tokens_and_not_answers():
     """Mean log-ratios 1.5 and -2, target 5: (3.5 - 5)^2. Azar et al. 2023, arXiv:2310.12036, eq. 17."""
     out, batch = answers([[-1.0, -1.0], [-4.0]], [[-2.0, -3.0], [-2.0]])

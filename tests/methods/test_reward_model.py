@@ -42,6 +42,22 @@ def test_a_constant_on_all_scores_changes_nothing_unless_they_are_centred():
     assert of([6.0, 5.3], centred)[0] > of([0.35, -0.35], centred)[0]
 
 
+def test_centring_takes_away_the_constant_that_pairs_leave_free():
+    """Scores that start at 3 on average stay there without it, and end around 0 with it, in the same order."""
+    ends = []
+    for center in (0.0, 0.1):
+        scores = torch.tensor([3.5, 2.5, 3.2, 2.8], dtype=F64, requires_grad=True)
+        for _ in range(400):
+            loss = torch.nn.functional.softplus(scores[1::2] - scores[::2]).mean()
+            ours, out = of(scores.tolist(), RewardModel(center=center))
+            (slope,) = torch.autograd.grad(ours, out.last_value)
+            assert center or torch.allclose(slope, torch.autograd.grad(loss, scores)[0])
+            scores = (scores - 0.5 * slope).detach().requires_grad_()
+        ends.append(scores.detach())
+    close(ends[0].mean(), torch.tensor(3.0, dtype=F64))
+    assert abs(float(ends[1].mean())) < 1e-6 and (ends[1][::2] > ends[1][1::2]).all()
+
+
 def test_exchanging_a_pair_turns_its_margin_round():
     close(of([0.3, 1.0])[0], of([1.0, 0.3])[0] + 0.7)
 

@@ -208,6 +208,28 @@ def test_what_comes_later_changes_nothing_before_it(student, teachers):
     assert (gaps(batch, 0)[3:] - gaps(batch, 1)[3:]).abs().min() > 1e-3
 
 
+def test_whoever_the_student_is_to_itself_starts_by_agreeing_and_agrees_again_once_it_has_followed(student):
+    """Before the first update all self-teachers say the same; after one, those that caught up do, and not the frozen."""
+    settings = {"live": {"reads": ("answer",)}, "frozen": {}, "ema": {"rate": 1.0}, "synced": {"every": 1}}
+    tutors = {who: opened(OPD(teacher=Teacher(who=who, **more)), student) for who, more in settings.items()}
+    tutors["live"] = replace(tutors["live"], teacher=replace(tutors["live"].teacher, reads=()))
+
+    def spoken():
+        return {who: said(tutor, student, ("a", [5, 6, 7]))[0].teacher_logp for who, tutor in tutors.items()}
+
+    first = spoken()
+    assert all(torch.equal(logp, first["live"]) for logp in first.values())
+    with torch.no_grad():
+        moved = next(student.module.parameters())
+        moved.mul_(2.0)
+        for tutor in tutors.values():
+            tutor.follow(student.module, 0, moved=True)
+        then = spoken()
+        moved.div_(2.0)
+    assert torch.equal(then["frozen"], first["frozen"]) and not torch.allclose(then["live"], first["live"])
+    assert torch.equal(then["ema"], then["live"]) and torch.equal(then["synced"], then["live"])
+
+
 def test_another_temperature_is_another_teacher(student):
     """So the test that a frozen teacher agrees can fail."""
     tutor = opened(OPD(), student)
