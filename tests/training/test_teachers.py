@@ -209,7 +209,7 @@ def test_what_comes_later_changes_nothing_before_it(student, teachers):
 
 
 def test_whoever_the_student_is_to_itself_starts_by_agreeing_and_agrees_again_once_it_has_followed(student):
-    """Before the first update all self-teachers say the same; after one, those that caught up do, and not the frozen."""
+    """Before the first update all self-teachers say the same; after one, those that caught up, not the frozen one."""
     settings = {"live": {"reads": ("answer",)}, "frozen": {}, "ema": {"rate": 1.0}, "synced": {"every": 1}}
     tutors = {who: opened(OPD(teacher=Teacher(who=who, **more)), student) for who, more in settings.items()}
     tutors["live"] = replace(tutors["live"], teacher=replace(tutors["live"].teacher, reads=()))
