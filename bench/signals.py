@@ -149,7 +149,7 @@ SETTINGS = {
         }
         | {name: arm(name, "feedback", teacher={"must_add": 0.05}) for name in ("sdpo", "rlsd", "srpo")}
         | {name: arm(name, teacher=OUTER) for name in ("opd", "g_opd")},
-        0.8,
+        0.7,
         experts={EXPERT: {}},
     ),
     "both": Setting(

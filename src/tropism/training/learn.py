@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from torch import Tensor
+
 from tropism.config import Stage
 from tropism.errors import ConfigError, GuardStopped
 from tropism.record import Run, Watcher
@@ -26,7 +28,7 @@ from tropism.training.ranks import Ranks
 from tropism.training.rows import record_rows
 from tropism.training.teachers import heard, openings
 from tropism.training.update import update
-from tropism.types import LEFT_OUT, Failure, Needs, Rollout, Sampler, SamplingParams, Source, seed_of
+from tropism.types import LEFT_OUT, Batch, Failure, Needs, Rollout, Sampler, SamplingParams, Source, seed_of
 from tropism.watch import guard
 
 if TYPE_CHECKING:
@@ -98,7 +100,6 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
     """Draw, measure, credit, update and remember; `state` then stands after the step."""
     method, train, policy = job.stage.method, job.stage.train, job.policy
     temperature = job.stage.sampling.temperature if job.stage.env else 1.0
-    frozen = policy.measuring(temperature, train)
     with timed(times, "draw"):
         rollouts = drawn(job, state)
     if job.ahead is not None and state.step + 1 < train.steps:
@@ -121,21 +122,8 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
     ranks = job.ranks
     dealt = ranks.deal(batch)
     with timed(times, "measure"):
-        mine = dealt[ranks.rank]
-        own = measure(
-            ranks.share(batch, dealt),
-            job.needs,
-            policy=frozen,
-            exact=job.exact,
-            reference=job.reference,
-            before=batch[(mine - 1) % len(batch)] if "mismatch" in job.needs.measured else None,
-        )
-        if job.tutor is not None:
-            begun = openings(rollouts, apart=apart(method))
-            own, sums = job.tutor.measure(own, [begun[n] for n in mine.tolist()])
-            taught = ranks.means(sums)
-            numbers |= taught
-            heard(state, taught, train.patience, job.watcher.say)
+        own, taught = measured(job, state, rollouts, batch, dealt)
+        numbers |= taught
         batch = ranks.whole(batch, own, dealt)
         if batch.reference_logp is not None and job.stage.env:
             numbers["kl/episode"] = nats(batch)
@@ -144,7 +132,7 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         per_step = (train.epochs * train.mini_batches) if job.stage.env else 1
         metrics, weights = update(
             own,
-            credit[mine].narrow(own.tokens.shape[1]) if ranks.size > 1 else credit,
+            credit[dealt[ranks.rank]].narrow(own.tokens.shape[1]) if ranks.size > 1 else credit,
             method,
             lambda rows: policy.forward(rows, temperature),
             job.optimizer,
@@ -178,6 +166,28 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
                 state.step, record_rows(rollouts, batch, credit.advantage, weights, apart=apart(method))
             )
     return numbers | metrics | credit.metrics | {"num_tokens": float(state.tokens)}, rollouts
+
+
+def measured(
+    job: Job, state: State, rollouts: Sequence[Rollout], batch: Batch, dealt: Sequence[Tensor]
+) -> tuple[Batch, dict[str, float]]:
+    """(this process's rows with all that the method asks of them, how its teacher fared)"""
+    method, train, ranks, mine = job.stage.method, job.stage.train, job.ranks, dealt[job.ranks.rank]
+    own = measure(
+        ranks.share(batch, dealt),
+        job.needs,
+        policy=job.policy.measuring(job.stage.sampling.temperature if job.stage.env else 1.0, train),
+        exact=job.exact,
+        reference=job.reference,
+        before=batch[(mine - 1) % len(batch)] if "mismatch" in job.needs.measured else None,
+    )
+    if job.tutor is None:
+        return own, {}
+    begun = openings(rollouts, apart=apart(method))
+    own, sums = job.tutor.measure(own, [begun[n] for n in mine.tolist()])
+    taught = ranks.means(sums)
+    heard(state, taught, train.patience, job.watcher.say)
+    return own, taught
 
 
 def drawn(job: Job, state: State) -> list[Rollout]:
