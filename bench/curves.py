@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -137,11 +138,15 @@ def figure(title: str, arms: Arms, base: str = "grpo") -> str:
 
 
 def panels(labels: Sequence[str]) -> dict[str, list[str]]:
-    """Arms with a second word by that word, the others five at a time."""
+    """Arms whose second word is that of others too by that word, the rest five at a time."""
+    kinds = Counter(label.partition(" ")[2] for label in labels)
     found: dict[str, list[str]] = {}
-    for number, label in enumerate(labels):
-        _, _, kind = label.partition(" ")
-        found.setdefault(f": {kind}" if kind else f" ({number // 5 + 1})", []).append(label)
+    rest = 0
+    for label in labels:
+        kind = label.partition(" ")[2]
+        shared = kind and kinds[kind] > 1
+        found.setdefault(f": {kind}" if shared else f" ({rest // 5 + 1})", []).append(label)
+        rest += not shared
     return found
 
 

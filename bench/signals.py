@@ -156,7 +156,7 @@ SETTINGS = {
         "recipes/signals-both.yaml",
         {"grpo": arm("grpo"), "mopd": arm("mopd", teacher={"who": {"sums": "EXPERT-sums", "game": "EXPERT-game"}})}
         | {f"opd {name}": arm("opd", teacher={"who": f"EXPERT-{name}"}) for name in ("sums", "game")},
-        0.8,
+        0.7,
         experts={
             "EXPERT-sums": {"env": {"reasoning": SUMS}, "success": {"part": "correct"}},
             "EXPERT-game": {"env": "tictactoe", "success": {"part": "win"}},

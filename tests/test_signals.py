@@ -126,4 +126,5 @@ def test_a_figure_is_one_picture_with_the_base_in_every_panel():
     charts = [child for child in picture if child.tag.endswith("svg")]
     assert len(charts) == 2 and picture.get("viewBox").startswith("0 0 1040")
     assert all("grpo" in ElementTree.tostring(chart, encoding="unicode") for chart in charts)
-    assert list(curves.panels(["a right", "a leaky", "b right"])) == [": right", ": leaky"]
+    assert list(curves.panels(["a right", "a leaky", "b right", "b leaky"])) == [": right", ": leaky"]
+    assert list(curves.panels(["a", "b sums", "b game"])) == [" (1)"], "a word that nobody shares is no panel"
