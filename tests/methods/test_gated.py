@@ -337,6 +337,8 @@ def test_what_is_worth_watching_is_told_of_a_method_with_a_teacher():
     assert Gated(gate=False).credit(some(6, memory)).metrics == found
     assert Gated().credit(some(6, memory))[:3].narrow(2).metrics == found
     assert ALONE.credit(some(6, memory)).metrics == {}
+    uncontrasted = Gated(teacher=Teacher(reads=("sibling",))).credit(some(6, memory)).metrics
+    assert "gate/trust" in uncontrasted and "gate/style" not in uncontrasted
 
 
 # -------------------------------------------------------------------------------------------------------------- learns
