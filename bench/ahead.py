@@ -59,15 +59,8 @@ def times(size: str, turns: int) -> list[dict[str, Any]]:
         path = step.model(size, Path(folder))
         for wait in (0.0, 1.0):
             given = {"path": path, "folder": folder, "wait": wait}
-            running = {
-                "in turn": peers.Peer(playing, 1, ahead=False, **given),
-                "ahead": peers.Peer(playing, 1, ahead=True, **given),
-            }
-            try:
-                found = peers.taking_turns(running, turns)
-            finally:
-                for peer in running.values():
-                    peer.end()
+            ways = {"in turn": False, "ahead": True}
+            found = peers.raced({name: (playing, given | {"ahead": on}) for name, on in ways.items()}, 1, turns)
             base = peers.quartiles([turn["step"] for turn in found["in turn"]])[0]
             for name, each in found.items():
                 middle, low, high = peers.quartiles([turn["step"] for turn in each])
@@ -155,6 +148,10 @@ def compared(stale: Sequence[Any], fresh: Sequence[Any]) -> tuple[float, float]:
     return both / (own * other) ** 0.5, (max(own - 2 * both + other, 0.0) / other) ** 0.5
 
 
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
 def biases() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         found = [row for seed in SEEDS for row in bias(seed, folder)]
@@ -162,11 +159,7 @@ def biases() -> list[dict[str, Any]]:
     for lag in LAGS:
         for weighted in (True, False):
             mine = [row for row in found if row["lag"] == lag and row["weighted"] == weighted]
-            shown = {
-                name: f"{statistics.mean(row[name] for row in mine):.3f} "
-                f"({min(row[name] for row in mine):.3f} to {max(row[name] for row in mine):.3f})"
-                for name in ("cosine", "difference")
-            }
+            shown = {name: spread([row[name] for row in mine]) for name in ("cosine", "difference")}
             rows.append({"steps old": lag, "weight": "proximal / behavior" if weighted else "none"} | shown)
     return rows
 
@@ -187,14 +180,7 @@ def learnt(jobs: int) -> list[dict[str, Any]]:
     for way in ways:
         mine = [told[way, seed] for seed in SEEDS]
         along, end = [statistics.mean(one["success"]) for one in mine], [one["held_out"][-1] for one in mine]
-        shown = {"along the way": along, "held out": end}
-        rows.append(
-            {"way": way}
-            | {
-                name: f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-                for name, values in shown.items()
-            }
-        )
+        rows.append({"way": way, "along the way": spread(along), "held out": spread(end)})
     return rows
 
 

@@ -118,6 +118,12 @@ def test_every_method_makes_a_recipe_by_name(method):
     assert recipe.name.startswith(f"{method}-") and recipe.stages[0].method == METHODS[method]()
 
 
+def test_kto_is_refused_with_one_row_a_step():
+    """It compares each answer with that to another row's prompt."""
+    with pytest.raises(ConfigError, match=r"train\.batch is 1, but KTO compares each answer"):
+        resolve({"method": "kto", "data": "rows.jsonl", "train": {"batch": 1}})
+
+
 def test_a_method_of_pairs_is_refused_without_data(tmp_path):
     for words in (["env=tictactoe"], ["data.demos=tictactoe"]):
         with pytest.raises(ConfigError, match=r"DPO learns from pairs, which only data can hold.*data: \{path"):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from small import rollout, turn
+from tropism.envs import open_source
+from tropism.recipe import resolve
 from tropism.rewards import find_scorer
 from tropism.rewards.length import overlong_price, soft_overlong
+from tropism.training.scoring import scoring
 from tropism.types import Stop
 
 
@@ -33,3 +36,11 @@ def test_every_reply_pays_for_the_last_fifth_before_the_limit():
     cut = rollout(turn([1], [2] * 10), turn([1], [2] * 8), turn([1], [2] * 9))
     assert soft_overlong([cut], max_tokens=10) == [{"soft_overlong": [-1.0, 0.0, -0.5]}]
     assert soft_overlong([rollout(turn([1], [2]))], max_tokens=1) == [{"soft_overlong": [-1.0]}]
+
+
+def test_a_recipe_names_it_and_its_limit_is_that_of_the_recipe():
+    recipe = {"method": "dapo", "env": "tictactoe", "rewards": {"win": 1, "soft_overlong": 1}}
+    (stage,) = resolve(recipe | {"sampling": {"max_tokens": 10}}).stages
+    score = scoring(stage, stage.env, open_source("tictactoe", {}, split="train", seed=0))
+    (scored,) = score([rollout(turn([1], [2] * 9))])
+    assert scored.failure is None and scored.rewards["soft_overlong"] == scored.reward == -0.5

@@ -277,7 +277,7 @@ def test_seats_of_one_game_are_not_mixed():
 
 
 def test_a_pair_whose_answers_follow_different_conversations_is_not_written_as_one(tmp_path):
-    def answer(before, reply, **fields):
+    def answer(before, reply):
         return rollout(
             turn([1], [2], prompt="Q1: ", reply=before), turn([1], [3], prompt=f"Q1: {before} Q2: ", reply=reply)
         )

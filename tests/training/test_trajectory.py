@@ -51,7 +51,7 @@ def trajectory(name: str, *, pack=True, gradient_checkpointing=False, **settings
     """[step] -> (loss, gradient norm)."""
     policy = small("tiny", pack=pack, gradient_checkpointing=gradient_checkpointing)
     method, train = METHODS[name](), Train(learning_rate=1e-3)
-    optimizer, offline = AdamW(policy.module, train, None), bool(not METHODS[name]().needs.sampling)
+    optimizer, offline = AdamW(policy.module, train, None), not method.needs.sampling
     found = []
     for step in range(STEPS):
         frozen, rows = policy.measuring(1.0, train), batch(step, offline)

@@ -269,8 +269,8 @@ def newest(rows: Tensor, count: int) -> Tensor:
 
 def learned(past: Mapping[str, Tensor], step: int, seen: Reading, group: Tensor, episode: Tensor) -> dict[str, Tensor]:
     """What is known once a batch's outcomes are: the running mean of outcomes, slope and intercepts of the last 10
-    batches, and how far earlier ones explained outcomes that they had not seen, over the fewest whole
-    batches that hold the last 96 mixed groups.
+    batches, and how far earlier ones explained outcomes that they had not seen, over the fewest whole batches
+    that hold the last 96 mixed groups.
 
     Args:
         past: what this returned last, or {}; `seen` was read with its fit and mean.

@@ -57,10 +57,9 @@ class GOPD:
 
     @property
     def needs(self) -> Needs:
-        measured = {"proximal_logp", "teacher_logp", "has_teacher"} | (
-            {"reference_logp"} if self.reward_scaling != 1 else set()
-        )
-        return Needs(measured=frozenset(measured), sampling=frozenset({"rollouts"}))
+        reference = frozenset({"reference_logp"} if self.reward_scaling != 1 else ())
+        measured = reference | {"proximal_logp", "teacher_logp", "has_teacher"}
+        return Needs(measured=measured, sampling=frozenset({"rollouts"}))
 
     def credit(self, batch: Batch) -> Credit:
         advantage = batch.teacher_logp - batch.proximal_logp

@@ -9,8 +9,8 @@ evidence. Wang et al. 2026, OpenClaw-RL, arXiv:2603.10165, section 3.
                        characters, each once
 
 Where every vote failed or made no sense the whole rollout is a `Failure`, never 0; how many of several did is recorded
-as the part judge/failed. The paper asks for score and hint in
-two prompts; here one answer holds both, which halves the cost.
+as the part judge/failed. The paper asks for score and hint in two prompts; here one answer holds both, which halves the
+cost.
 
 What is left out: keys of hosted services. The server is one of your own.
 """
