@@ -109,8 +109,8 @@ def test_a_number_or_name_that_cannot_work_is_refused(tropism, setting, says):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("data.demos=tictactoe", "train.epochs=2"), "train.epochs is 2 and train.mini_batches 1"),
-        (("data.demos=tictactoe", "train.mini_batches=4"), "train.mini_batches 4"),
+        (("data.demos=tictactoe", "train.epochs=2", "train.steps=9"), "train.steps is 9 and train.epochs 2"),
+        (("data.demos=tictactoe", "train.mini_batches=4"), "train.mini_batches is 4"),
         (("data.demos=tictactoe", "data.split=test"), "data.split is 'test'"),
         (("data=rows.jsonl", "data={path: rows.jsonl, episodes: 5}"), "data.episodes is 5"),
         (("data=rows.jsonl", "data={path: rows.jsonl, balance: true}"), "SFT does not learn from pairs"),

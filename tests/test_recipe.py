@@ -151,7 +151,7 @@ def test_a_function_as_reward_is_dumped_by_its_file_and_name():
 
 
 def test_an_empty_section_means_its_defaults():
-    assert resolve({"method": "grpo", "env": {"tictactoe": None}, "train": None}).stages[0].train == Train()
+    assert resolve({"method": "grpo", "env": {"tictactoe": None}, "train": None}).stages[0].train == Train(steps=100)
 
 
 # ----------------------------------------------------------------------------------------------------------- overrides

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tropism.errors import ConfigError
@@ -105,16 +105,20 @@ class Sampling:
         )
 
 
+BATCHES = 100
+"""Rollout batches of a stage that does not say how many."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """How the weights move, and what is kept."""
 
-    steps: int = 100
-    """Online: rollout batches. Offline: optimizer steps."""
+    steps: int = 0
+    """Online: rollout batches; 0: 100. Offline: optimizer steps; 0: as many as `epochs` passes over the rows take."""
     batch: int = 64
     """Offline: rows (pairs count once) per optimizer step."""
     epochs: int = 1
-    """Online: passes over each rollout batch."""
+    """Online: passes over each rollout batch. Offline: over the rows, where steps is not given."""
     mini_batches: int = 1
     """Online: optimizer steps per pass."""
     micro_tokens: int = 2048
@@ -151,9 +155,9 @@ class Train:
     """CPU threads; 0 leaves torch's default. Part of what makes a run repeat bit for bit."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "epochs", "mini_batches", "micro_tokens", "patience", "record_every", "keep"):
+        for name in ("batch", "epochs", "mini_batches", "micro_tokens", "patience", "record_every", "keep"):
             require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}, but must be at least 1.")
-        for name in ("warmup", "save_every", "max_grad_norm", "weight_decay", "threads", "final"):
+        for name in ("steps", "warmup", "save_every", "max_grad_norm", "weight_decay", "threads", "final"):
             require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}, but cannot be negative.")
         require(
             0 < self.learning_rate < math.inf,
@@ -272,12 +276,18 @@ class Stage:
                 f"{type(self.method).__name__} learns from its own rollouts, but stage {self.name!r} has data and no "
                 "env. Use env: {dataset: {path: …}} to sample replies to the prompts of a data set."
             )
-        if self.data is not None and (self.train.epochs, self.train.mini_batches) != (1, 1):
-            raise ConfigError(
-                f"train.epochs is {self.train.epochs} and train.mini_batches {self.train.mini_batches}, but they are "
-                f"about rollout batches, and stage {self.name!r} reads data, train.batch rows per optimizer step. "
-                "Leave both at 1, and set train.steps for as many passes as you want."
-            )
+        require(
+            self.data is None or self.train.mini_batches == 1,
+            f"train.mini_batches is {self.train.mini_batches}, but is about rollout batches, and stage {self.name!r} "
+            "reads data, train.batch rows per optimizer step. Leave it at 1.",
+        )
+        require(
+            self.data is None or not self.train.steps or self.train.epochs == 1,
+            f"train.steps is {self.train.steps} and train.epochs {self.train.epochs}, but stage {self.name!r} reads "
+            "data, and each of them says how long. Drop one.",
+        )
+        if self.env is not None and not self.train.steps:
+            object.__setattr__(self, "train", replace(self.train, steps=BATCHES))
         require(
             "mismatch" not in needs.measured or self.train.batch > 1,
             f"train.batch is {self.train.batch}, but {type(self.method).__name__} compares each answer with that to "

@@ -41,7 +41,7 @@ PEERS = {
     "reward_funcs": "rewards ({file.py:function: weight})",
     "reward_weights": "rewards ({file.py:function: weight})",
     "max_steps": "train.steps",
-    "num_train_epochs": "train.steps (offline a step is one batch of train.batch rows)",
+    "num_train_epochs": "train.epochs",
     "warmup_steps": "train.warmup",
     "warmup_ratio": "train.warmup, in optimizer steps",
     "lr_scheduler_type": "train.decay",

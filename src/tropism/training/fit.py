@@ -38,6 +38,10 @@ class Reading:
     def pool(self) -> Sequence[tuple[Rollout, ...]]:
         return balanced(self.rows) if self.balance else self.rows
 
+    def steps(self, epochs: int) -> int:
+        """That read every row so many times; the last one begins the next epoch where rows are no multiple."""
+        return math.ceil(epochs * len(self.pool) / self.batch)
+
     def __call__(self, state: State) -> list[Rollout]:
         count, start = len(self.pool), state.cursor
         state.cursor += self.batch

@@ -23,7 +23,7 @@ from tropism.signals.reread import starts
 from tropism.teacher import teacher_of
 from tropism.training.model import Policy
 from tropism.training.packed import micro_batches
-from tropism.training.workload import Work, counted, referred, spared
+from tropism.training.workload import Work, counted, lasting, referred, spared
 from tropism.types import Batch, SamplingParams, Turn
 
 SECONDS = 3.0
@@ -102,16 +102,16 @@ def planned(recipe: Recipe, stage: Stage, policy: Policy, folder: Path, hardware
     """
     if hardware != "here" and hardware not in HARDWARE:
         raise ConfigError(f"--hardware is {hardware}, which is not known. Known are: here, {', '.join(HARDWARE)}.")
-    work = counted(recipe, stage, policy, folder)
+    work, steps = counted(recipe, stage, policy, folder), lasting(recipe, stage, folder)
     memory = held(stage, policy, work)
     if hardware == "here":
         memory["the process"] = process or unladen(policy, memory["weights"])
         seconds, notes = timed(stage, policy, work)
-        return Plan(stage.name, stage.train.steps, work, seconds, memory, available(policy.device), notes)
+        return Plan(stage.name, steps, work, seconds, memory, available(policy.device), notes)
     machine = HARDWARE[hardware]
     return Plan(
         stage.name,
-        stage.train.steps,
+        steps,
         work,
         by_sheet(stage, policy, work, machine),
         memory | {"the process": CONTEXT},

@@ -114,10 +114,12 @@ def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Ru
     """One stage; returns how many steps it trained now."""
     ranks = Ranks()
     start = ranks.agree(latest, record.checkpoints_dir) if record else None
-    if start is not None and start.name == f"checkpoint-{stage.train.steps}":
+    length = record.notes().get("length", {}).get("steps") if record else None  # of rows it is known once they are read
+    if start is not None and start.name == f"checkpoint-{length or stage.train.steps}":
         return 0
     policy = load_policy(model, recipe.seed)
     job = open_job(recipe, stage, model, policy, path, watcher)
+    stage = job.stage
     exact = examine(job)
     if ranks.first:
         begin_record(recipe, stage, job, path, record, exact)
@@ -155,6 +157,7 @@ def begin_record(recipe: Recipe, stage: Stage, job: Job, path: Path, record: Run
         apart = write_rows(job.draw.rows, path / ROWS)
         if apart:
             job.watcher.say(f"{ROWS}: {apart} pairs are not in it, for their answers follow different conversations")
+    job.run.note("length", {"steps": stage.train.steps})
     if "sampler" not in job.run.notes():
         job.run.note("sampler", {"exact": exact})
 
@@ -184,6 +187,8 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
     panel = open_judge(stage.judge, model, policy)
     ensemble = open_reward_models(recipe, stage, policy, path.parent)
     draw = open_draw(recipe, stage, policy, panel, ensemble, path.parent, seed, watcher)
+    if not stage.train.steps and isinstance(draw, Reading):
+        stage = replace(stage, train=replace(stage.train, steps=draw.steps(stage.train.epochs), epochs=1))
     return Job(
         stage=stage,
         policy=policy,

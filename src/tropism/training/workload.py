@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from tropism.config import Named, Recipe, Sampling, Stage
 from tropism.envs import open_source
+from tropism.envs.rows import read_rows
 from tropism.errors import ConfigError
 from tropism.signals.frozen import TAUGHT
 from tropism.teacher import apart, teacher_of
@@ -119,6 +121,24 @@ def drawn(recipe: Recipe, env: Named, sampling: Sampling, policy: Policy) -> tup
     return found, sampling.groups * sampling.group_size, f"replies as long as {words}"
 
 
+def lasting(recipe: Recipe, stage: Stage, folder: Path) -> int:
+    """Steps of a stage; one that samples its rows may keep fewer of them and be shorter."""
+    data = stage.data
+    if stage.train.steps or data is None:
+        return stage.train.steps
+    earlier = {each.name: each for each in recipe.stages}.get(data.path)
+    if earlier is not None and not (folder / data.path / ROWS).exists():
+        return lasting(recipe, replace(stage, data=earlier.data), folder)
+    if data.sampled is not None:
+        kept = data.sampled
+        each = {"pairs": kept.samples // 2, "best": kept.top, "random": kept.top}.get(kept.keep, kept.samples)
+        count = kept.tasks * each
+    else:
+        here = located(data, recipe, folder)
+        count = data.episodes if data.demos else len(read_rows(here.path, here.split))
+    return math.ceil(stage.train.epochs * count / stage.train.batch)
+
+
 def other(turn: Turn, draws: random.Random, policy: Policy) -> Turn:
     """As long, of other tokens."""
     action = [draws.randrange(policy.module.config.vocab_size) for _ in turn.action]
@@ -140,7 +160,8 @@ def rows(recipe: Recipe, stage: Stage, policy: Policy, folder: Path) -> tuple[li
         return rows(recipe, replace(stage, data=earlier.data, sampling=earlier.sampling), policy, folder)
     data = located(data, recipe, folder)
     asked = stage.method.needs.data
-    found = load_rows(replace(data, episodes=count), policy.words, recipe.seed, policy.context, asked)[:count]
+    some = replace(data, episodes=count) if data.demos else data
+    found = load_rows(some, policy.words, recipe.seed, policy.context, asked)[:count]
     if not (usable := [one for row in found for one in row if one.failure is None]):
         raise ConfigError(f"stage {stage.name}: none of the first {len(found)} rows can be used.")
     return usable, stage.train.batch * len(found[0]), f"rows like the first {len(found)}"
