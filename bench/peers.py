@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import platform
 import random
+import socket
 import statistics
 import subprocess
 import time
@@ -57,9 +58,24 @@ def settled(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def serve(connection: Connection, threads: int, make: Callable[..., Turn], settings: Mapping[str, Any]) -> None:
-    """A peer's process: a turn whenever it is asked for one."""
+def serve(
+    connection: Connection,
+    threads: int,
+    make: Callable[..., Turn],
+    settings: Mapping[str, Any],
+    place: Mapping[str, str],
+) -> None:
+    """A peer's process: a turn whenever it is asked for one.
+
+    Args:
+        place: the variables by which torchrun tells a process of its place among several; empty for one.
+    """
     settled(threads)
+    os.environ.update(place)
+    if place:
+        import torch.distributed
+
+        torch.distributed.init_process_group("gloo")
     turn = make(**settings)
     connection.send({})
     while connection.recv():
@@ -67,24 +83,40 @@ def serve(connection: Connection, threads: int, make: Callable[..., Turn], setti
 
 
 class Peer:
-    """A peer in a process of its own."""
+    """A peer in processes of its own: one, or several that train together. A step ends with the last of them."""
 
-    def __init__(self, make: Callable[..., Turn], threads: int = 1, **settings: Any) -> None:
+    def __init__(self, make: Callable[..., Turn], threads: int = 1, processes: int = 1, **settings: Any) -> None:
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, threads, make, settings), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.connection.recv()
+        self.connections, self.processes = [], []
+        shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        for rank in range(processes):
+            place = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(theirs, threads, make, settings, place), daemon=True)
+            process.start()
+            theirs.close()
+            self.connections.append(ours)
+            self.processes.append(process)
+        for connection in self.connections:
+            connection.recv()
 
     def turn(self) -> dict[str, float]:
-        self.connection.send(True)
-        found: dict[str, float] = self.connection.recv()
-        return found
+        for connection in self.connections:
+            connection.send(True)
+        told: list[dict[str, float]] = [connection.recv() for connection in self.connections]
+        return {name: (sum if name == "tokens" else max)(one[name] for one in told) for name in told[0]}
 
     def end(self) -> None:
-        self.process.terminate()
-        self.process.join()
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.join()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 class Outside(Peer):
@@ -133,9 +165,10 @@ def raced(
     threads: int,
     turns: int,
     outside: Mapping[str, Sequence[str]] | None = None,
+    processes: int = 1,
 ) -> Any:
     """Peer -> its turns: started from (what makes it, its settings), or from a command, and ended afterwards."""
-    running = {name: Peer(make, threads, **settings) for name, (make, settings) in makers.items()}
+    running = {name: Peer(make, threads, processes, **settings) for name, (make, settings) in makers.items()}
     running |= {name: Outside(command, threads) for name, command in (outside or {}).items()}
     try:
         return taking_turns(running, turns)

@@ -7,12 +7,14 @@
 
 One model, made once and loaded by all; the same prompts; a reward that costs nothing. Both draw with temperature 1, and
 random weights seldom end a reply early, so that a step is about 128 x 48 new tokens. `generate` is all until a step's
-rewards are there, `update` the rest.
+rewards are there, `update` the rest. With `--processes 2` each peer is two processes, told of each other as torchrun
+does: TRL's data parallelism and ours (`processes: 2`).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import queue
 import statistics
 import sys
@@ -87,7 +89,8 @@ def opened(recipe: Any, where: Path) -> peers.Turn:
         times: dict[str, float] = {}
         metrics: dict[str, float] = {}
         whole = peers.timed(lambda: metrics.update(one_step(job, state, times)[0]))
-        tokens = metrics["completions/mean_length"] * stage.sampling.groups * stage.sampling.group_size
+        played = stage.sampling.groups * stage.sampling.group_size / job.ranks.size
+        tokens = metrics["completions/mean_length"] * played
         return {"step": whole, "generate": times["draw"], "update": whole - times["draw"], "tokens": tokens}
 
     return turn
@@ -95,7 +98,7 @@ def opened(recipe: Any, where: Path) -> peers.Turn:
 
 def tropism(path: str, compute: str, folder: str, **settings: Any) -> peers.Turn:
     name = "-".join(map(str, (compute, *settings.values())))
-    where = Path(folder) / f"tropism-{name}"
+    where = Path(folder) / f"tropism-{name}-{os.environ.get('RANK', 0)}"
     return opened(recipe(path, compute, where, **settings), where)
 
 
@@ -113,7 +116,8 @@ def trl(path: str, compute: str, folder: str, tuned: bool, device: str = "cpu", 
     tune: dict[str, Any] = {"gradient_checkpointing": False, "per_device_train_batch_size": 32, "logging_steps": 10**9}
     defaults: dict[str, Any] = {"per_device_train_batch_size": 8}
     chosen = tune if tuned else defaults
-    size = chosen["per_device_train_batch_size"] = min(chosen["per_device_train_batch_size"], peers.ROLLOUTS)
+    share = peers.ROLLOUTS // int(os.environ.get("WORLD_SIZE", 1))
+    size = chosen["per_device_train_batch_size"] = min(chosen["per_device_train_batch_size"], share)
     arguments = GRPOConfig(
         output_dir=f"{folder}/trl-{compute}-{tuned}",
         use_cpu=device == "cpu",
@@ -121,7 +125,7 @@ def trl(path: str, compute: str, folder: str, tuned: bool, device: str = "cpu", 
         learning_rate=1e-6,
         num_generations=peers.GROUP,
         max_completion_length=reply,
-        gradient_accumulation_steps=peers.ROLLOUTS // size,
+        gradient_accumulation_steps=share // size,
         bf16=compute == "bfloat16",
         report_to="none",
         save_strategy="no",
@@ -183,10 +187,13 @@ PEERS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def compared(size: str, compute: str, threads: int, turns: int, folder: Path) -> list[dict[str, Any]]:
+def compared(
+    size: str, compute: str, threads: int, turns: int, folder: Path, processes: int = 1
+) -> list[dict[str, Any]]:
     path = model(size, folder)
-    settings = {"path": path, "compute": compute, "folder": str(folder / f"{size}-{compute}-{threads}")}
-    found = peers.raced({name: (make, settings | more) for name, (make, more) in PEERS.items()}, threads, turns)
+    settings = {"path": path, "compute": compute, "folder": str(folder / f"{size}-{compute}-{threads}-{processes}")}
+    makers = {name: (make, settings | more) for name, (make, more) in PEERS.items()}
+    found = peers.raced(makers, threads, turns, processes=processes)
     base = statistics.median(turn["step"] for turn in found["TRL, tuned"])
     rows = []
     for name, each in found.items():
@@ -196,6 +203,7 @@ def compared(size: str, compute: str, threads: int, turns: int, folder: Path) ->
             {
                 "size": size,
                 "compute": compute,
+                "processes": processes,
                 "threads": threads,
                 "peer": name,
                 "step ms": round(1e3 * middle),
@@ -214,6 +222,7 @@ def main() -> int:
     parser.add_argument("--sizes", default="1M,4M")
     parser.add_argument("--compute", default="float32")
     parser.add_argument("--threads", default="1")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -222,7 +231,7 @@ def main() -> int:
         for size in given.sizes.split(","):
             for compute in given.compute.split(","):
                 for threads in map(int, given.threads.split(",")):
-                    rows += compared(size, compute, threads, given.turns, Path(folder))
+                    rows += compared(size, compute, threads, given.turns, Path(folder), given.processes)
     about = peers.versions("torch", "transformers", "trl")
     about["prompts"] = f"{peers.ROLLOUTS // peers.GROUP} of {peers.PROMPT} tokens, {peers.GROUP} replies each"
     peers.told(rows, about, given.json)
