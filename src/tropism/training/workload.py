@@ -160,8 +160,8 @@ def rows(recipe: Recipe, stage: Stage, policy: Policy, folder: Path) -> tuple[li
         return rows(recipe, replace(stage, data=earlier.data, sampling=earlier.sampling), policy, folder)
     data = located(data, recipe, folder)
     asked = stage.method.needs.data
-    some = replace(data, episodes=count) if data.demos else data
-    found = load_rows(some, policy.words, recipe.seed, policy.context, asked)[:count]
+    first = replace(data, episodes=count) if data.demos else data
+    found = load_rows(first, policy.words, recipe.seed, policy.context, asked)[:count]
     if not (usable := [one for row in found for one in row if one.failure is None]):
         raise ConfigError(f"stage {stage.name}: none of the first {len(found)} rows can be used.")
     return usable, stage.train.batch * len(found[0]), f"rows like the first {len(found)}"
