@@ -402,13 +402,13 @@ def test_what_there_is_none_of_is_not_told():
 
 
 def test_style_is_what_both_hints_say_in_common_of_what_was_heard():
-    """Row 0: the right hint says 2 and 1 nats more than the student, the wrong one 0 and 3; row 1 was told nothing; the
+    """Row 0: the right hint says 2 and 1 nats more than the student, the wrong one 0 and 2; row 1 was told nothing; the
     last place is no action."""
     told = SimpleNamespace(
-        words=torch.tensor([[2.0, -2.0, 9.0], [5.0, 5.0, 5.0]]),
+        words=torch.tensor([[2.0, -1.0, 9.0], [5.0, 5.0, 5.0]]),
         share=torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]),
         told=torch.tensor([True, False]),
     )
     gap = torch.tensor([[2.0, 1.0, 7.0], [4.0, 4.0, 4.0]])
-    assert evidence.style(gap, told) == {"gate/style": pytest.approx((1.0 + 2.0) / 2)}
+    assert evidence.style(gap, told) == {"gate/style": pytest.approx((1.0 + 1.5) / 2)}
     assert evidence.style(gap[1:], SimpleNamespace(**{n: v[1:] for n, v in vars(told).items()})) == {}
