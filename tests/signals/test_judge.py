@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import urllib.request
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -404,3 +405,11 @@ def test_a_recipe_names_a_judge_by_a_word_or_a_section():
         resolve({"method": "openclaw", "env": "user", "judge": {"who": "x.py:f", "vots": 3}})
     with pytest.raises(ConfigError, match="has a judge, but reads data"):
         resolve({"method": "sft", "data": "rows.jsonl", "judge": "x.py:f"})
+
+
+def test_what_a_judge_draws_depends_on_the_run_s_seed_and_on_the_step():
+    drawn = []
+    for seed, version in ((0, 1), (0, 1), (0, 2), (7, 1)):
+        panel = Panel(lambda asked, seed: drawn.append(seed) or [Vote(1) for _ in asked], seed=seed)
+        panel([replace(talked("a"), version=version)])
+    assert drawn[0] == drawn[1] and len(set(drawn)) == 3

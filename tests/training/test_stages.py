@@ -58,5 +58,9 @@ def test_threads_of_one_stage_are_not_the_next_ones(tmp_path, monkeypatch):
     try:
         tropism.train(first | {"stages": [*first["stages"], *second["stages"]]}, quiet=True)
         assert seen == [1, 3] and torch.get_num_threads() == 3
+        monkeypatch.setattr(run_module, "run_stage", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tropism.train(first, fresh=True, quiet=True)
+        assert torch.get_num_threads() == 3, "of a run that failed too"
     finally:
         torch.set_num_threads(before)

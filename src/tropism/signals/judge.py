@@ -80,6 +80,7 @@ class Panel:
 
     voter: Voter
     votes: int = 1
+    seed: int = 0
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Scored | Failure]:
         return self.read(rollouts)[1]
@@ -89,7 +90,8 @@ class Panel:
         live = [n for n, rollout in enumerate(rollouts) if rollout.failure is None]
         places = [(n, t, seen) for n in live for t, seen in enumerate(seen_of(rollouts[n])) if seen is not None]
         asked = [seen for _, _, seen in places for _ in range(self.votes)]
-        votes = self.voter(asked, seed_of(PART, rollouts[0].version if rollouts else 0)) if asked else []
+        seed = seed_of(self.seed, PART, rollouts[0].version if rollouts else 0)
+        votes = self.voter(asked, seed) if asked else []
         turns = {n: list(rollouts[n].turns) for n in live}
         scores: dict[int, list[float | None]] = {n: [None] * len(turns[n]) for n in live}
         failures: dict[int, Failure] = {}

@@ -23,17 +23,18 @@ from tropism.training.scorer import Scorer
 from tropism.types import Failure, Prompt, SamplingParams, seed_of
 
 
-def open_judge(judge: Judge | None, model: Model, policy: Policy) -> Panel | None:
+def open_judge(judge: Judge | None, model: Model, policy: Policy, seed: int = 0) -> Panel | None:
     """
     Args:
         model: how `policy` was loaded; a local judge computes on the same device and in the same precision.
+        seed: of what a local judge says.
     """
     if judge is None:
         return None
     if (rule := rule_of(judge)) is not None:
-        return Panel(rule, judge.votes)
+        return Panel(rule, judge.votes, seed)
     answering = open_answering(judge, model, str(policy.device))
-    return Panel(by_model(answering, judge.ask), judge.votes)
+    return Panel(by_model(answering, judge.ask), judge.votes, seed)
 
 
 def open_answering(judge: Judge, model: Model, device: str) -> Answering:

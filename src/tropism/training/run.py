@@ -73,17 +73,19 @@ def run(recipe: Recipe, watcher: Watcher, *, resume: bool = False, fresh: bool =
     model, runs, trained = recipe.model, [], 0
     ends: dict[str, Model] = {}
     threads = torch.get_num_threads()
-    for stage in recipe.stages:
-        if ranks.size == 1:  # what an earlier stage set is not this one's
-            torch.set_num_threads(stage.train.threads or threads)
-        record, model = resumable.get(stage.name), ends.get(stage.start, model)
-        trained += run_stage(recipe, stage, model, path / stage.name, record, watcher)
-        runs.append(Run(path / stage.name))
-        last = ranks.agree(latest, runs[-1].checkpoints_dir)
-        assert last is not None
-        model = ends[stage.name] = replace(recipe.model, path=str(last), shape={})
-    if ranks.size == 1:
-        torch.set_num_threads(threads)
+    try:
+        for stage in recipe.stages:
+            if ranks.size == 1:  # what an earlier stage set is not this one's
+                torch.set_num_threads(stage.train.threads or threads)
+            record, model = resumable.get(stage.name), ends.get(stage.start, model)
+            trained += run_stage(recipe, stage, model, path / stage.name, record, watcher)
+            runs.append(Run(path / stage.name))
+            last = ranks.agree(latest, runs[-1].checkpoints_dir)
+            assert last is not None
+            model = ends[stage.name] = replace(recipe.model, path=str(last), shape={})
+    finally:
+        if ranks.size == 1:
+            torch.set_num_threads(threads)
     # Killed after the last checkpoint, a run still lacks its table and report, which the caller makes from this result.
     if trained == 0 and "table" in runs[-1].notes() and (path / "report.html").exists():
         raise ConfigError(
@@ -184,7 +186,7 @@ def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: P
     elif needs.live & {"value", "last_value"}:
         policy.add_critic(bias=not needs.data)
     reference = open_reference(recipe, stage, model, policy)
-    panel = open_judge(stage.judge, model, policy)
+    panel = open_judge(stage.judge, model, policy, seed)
     ensemble = open_reward_models(recipe, stage, policy, path.parent)
     draw = open_draw(recipe, stage, policy, panel, ensemble, path.parent, seed, watcher)
     if not stage.train.steps and isinstance(draw, Reading):
