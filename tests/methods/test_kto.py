@@ -119,3 +119,15 @@ def test_answers_of_one_kind_alone_may_count():
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ConfigError, match="KTO"):
         KTO(**settings)
+
+
+def test_an_answer_that_does_not_fit_behind_another_prompt_is_read_as_far_as_it_does():
+    """A model of learned positions cannot read on."""
+    one, other = (small("tiny-gpt2", seed, {"n_positions": 8}) for seed in (0, 1))
+    forward, reference = (policy.measuring(1.0, Train()) for policy in (one, other))
+    rows = [rollout(turn([1, 2, 3, 4, 5, 6], [7, 8]), group=0), rollout(turn([1], [9, 10, 11, 12]), group=1)]
+    batch = collate(rows, codes={})
+    found = measure(batch, KTO().needs, policy=forward, exact=False, reference=reference, context=8).mismatch
+    cut = collate([rollout(turn([1, 2, 3, 4, 5, 6], [9, 10])), rollout(turn([1], [7, 8]))], codes={})
+    wanted = ((forward(cut).logp - reference(cut).logp) * cut.action_mask).sum(1)
+    close(found, wanted, atol=1e-5, rtol=0)

@@ -36,6 +36,7 @@ def measure(
     exact: bool,
     reference: Forward | None = None,
     before: Batch | None = None,
+    context: int = 1 << 30,
 ) -> Batch:
     """The batch with every field of `needs.measured` that does not take a teacher.
 
@@ -46,6 +47,7 @@ def measure(
         reference: the frozen start model's forward; only asked where needed.
         before: the rows that stand before these in the whole batch, where this is a share of it; `mismatch` takes their
             answers.
+        context: how many tokens the model can read.
     """
     wanted = needs.measured - TAUGHT
     if exact and batch.behavior_logp is not None:
@@ -64,14 +66,16 @@ def measure(
     if "mismatch" in wanted:
         assert reference is not None
         before = batch[torch.arange(-1, len(batch) - 1) % max(len(batch), 1)] if before is None else before
-        batch = batch.replace(mismatch=mismatch(batch, before, policy, reference))
+        batch = batch.replace(mismatch=mismatch(batch, before, policy, reference, context))
     return batch
 
 
-def mismatch(batch: Batch, before: Batch, policy: Forward, reference: Forward) -> Tensor:
-    """[N] log p - log q of the row before's answer to this row's prompt; the first row has the last one's answer."""
+def mismatch(batch: Batch, before: Batch, policy: Forward, reference: Forward, context: int = 1 << 30) -> Tensor:
+    """[N] log p - log q of the row before's answer to this row's prompt; the first row has the last one's answer. Of one
+    that does not fit behind this prompt, as much as does."""
     prompts = [row[:start] for row, start in zip(batch.tokens.tolist(), starts(batch).tolist(), strict=True)]
     other, _ = reread(before, prompts)
+    other = other.replace(length=other.length.clamp(max=context)).narrow(context)
     return ((policy(other).logp - reference(other).logp) * other.action_mask).sum(1)
 
 

@@ -63,7 +63,7 @@ def examine(job: Job) -> bool:
     offline = job.stage.data is not None
     job.watcher.say(doctor.stop_is_trained(rollouts, batch, job.policy.words.stop_ids, offline))
     job.watcher.say(*doctor.mask_is_reply(rollouts, batch, job.policy.tokenizer.decode))
-    batch = measure(batch, job.needs, policy=frozen, exact=exact, reference=job.reference)
+    batch = measure(batch, job.needs, policy=frozen, exact=exact, reference=job.reference, context=job.policy.context)
     if job.tutor is not None:
         batch, _ = job.tutor.measure(batch, openings(rollouts, apart=apart(job.stage.method)))
         if helped := benefit.check(job):

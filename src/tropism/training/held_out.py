@@ -37,7 +37,14 @@ class HeldOut:
         read = [replace(one, group=n) for n, row in enumerate(self.rows) for one in row]
         batch = collate(read, codes={}, device=self.policy.device)
         forward = self.policy.measuring(1.0, self.train)
-        batch = measure(batch, self.method.needs, policy=forward, exact=False, reference=self.reference)
+        batch = measure(
+            batch,
+            self.method.needs,
+            policy=forward,
+            exact=False,
+            reference=self.reference,
+            context=self.policy.context,
+        )
         credit, weights = self.method.credit(batch), self.method.weights(batch)
         metrics, loss = Metrics(), 0.0
         margins: list[Tensor] = []

@@ -180,6 +180,7 @@ def measured(
         exact=job.exact,
         reference=job.reference,
         before=batch[(mine - 1) % len(batch)] if "mismatch" in job.needs.measured else None,
+        context=job.policy.context,
     )
     if job.tutor is None:
         return own, {}
