@@ -71,8 +71,8 @@ def measure(
 
 
 def mismatch(batch: Batch, before: Batch, policy: Forward, reference: Forward, context: int = 1 << 30) -> Tensor:
-    """[N] log p - log q of the row before's answer to this row's prompt; the first row has the last one's answer. Of one
-    that does not fit behind this prompt, as much as does."""
+    """[N] log p - log q of the row before's answer to this row's prompt; the first row has the last one's answer.
+    Of one that does not fit behind this prompt, as much as does."""
     prompts = [row[:start] for row, start in zip(batch.tokens.tolist(), starts(batch).tolist(), strict=True)]
     other, _ = reread(before, prompts)
     other = other.replace(length=other.length.clamp(max=context)).narrow(context)
