@@ -1,9 +1,11 @@
-"""How long a step of each method takes, over GRPO's, and why: python bench/methods.py [--steps 6] [--json]
+"""How long a step of each method takes, over GRPO's, and why: python bench/methods.py [--steps 12] [--json]
 
 The start model of bench/signals.py, its sums, one thread; a few steps of each method in turn, twice over, the first
 step of each run left out. The learning rate is so small that all of them draw much the same replies, so what differs
 is what the teacher reads, what is measured, and the update. Tokens are those of one step: `student` the rows that are
-learned from, `teacher` what teachers read. Shares of a step are those of the method's own median step.
+learned from, `read` what teachers and references read. `allowed` is what reading them may make of a step, 1 + 1.1 x
+tokens x seconds of a token / seconds of GRPO's step, where a token takes what it takes `opd`'s teacher, which reads
+what the student has read, once. Shares of a step are those of the method's own median step.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import yaml
 
 sys.path.append(str(Path(__file__).parent))
 import signals
+from tropism.recipe import load
 
 PARTS = ("draw", "measure", "update")
 TALK = {"recipes/talk.py:Talk": signals.SUMS}
@@ -50,7 +53,7 @@ def staged(stage: signals.Stage, steps: int) -> signals.Stage:
 
 
 def steps_of(stage: signals.Stage, model: str, steps: int, folder: Path) -> list[dict[str, float]]:
-    """Metrics of each step but the first."""
+    """Metrics of each step but the first, and `read`, the tokens of teachers and references."""
     stage = staged(stage, steps)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({"name": "run", "model": model, "output": str(folder), "stages": [stage]}))
@@ -58,28 +61,35 @@ def steps_of(stage: signals.Stage, model: str, steps: int, folder: Path) -> list
     done = subprocess.run(command, cwd=signals.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
     if done.returncode:
         raise SystemExit(done.stderr.decode()[-2000:])
-    lines = (folder / "run" / "rl" / "metrics.jsonl").read_text().splitlines()
-    return [line for text in lines if "time/update" in (line := json.loads(text)) and line["step"] > 1]
+    lines = [json.loads(text) for text in (folder / "run" / "rl" / "metrics.jsonl").read_text().splitlines()]
+    referred = "reference_logp" in load(str(path), []).stages[0].method.needs.measured
+    return [
+        line | {"read": line.get("teacher/tokens", 0.0) + referred * line["num_tokens"] / line["step"]}
+        for line in lines
+        if "time/update" in line and line["step"] > 1
+    ]
 
 
-def line_of(name: str, found: list[dict[str, float]], grpo: float) -> dict[str, Any]:
-    def median(key: str) -> float:
-        return statistics.median(step.get(key, 0.0) for step in found)
+def middle(found: list[dict[str, float]], key: str) -> float:
+    return statistics.median(step.get(key, 0.0) for step in found)
 
-    step = median("time/step")
-    shares = {part: round(median(f"time/{part}") / step, 2) for part in PARTS}
+
+def line_of(name: str, found: list[dict[str, float]], grpo: float, token: float) -> dict[str, Any]:
+    """One row; `grpo`: seconds of its step, `token`: of one that is read."""
+    step, read = middle(found, "time/step"), middle(found, "read")
     return {
         "method": name,
         "seconds": round(step, 3),
-        "over grpo": round(step / (grpo or step), 2),
+        "over grpo": round(step / grpo, 2),
+        "allowed": round(1 + 1.1 * read * token / grpo, 2) if read else "",
         "student": int(found[-1]["num_tokens"] / found[-1]["step"]),
-        "teacher": int(median("teacher/tokens")),
-    } | shares
+        "read": int(read),
+    } | {part: round(middle(found, f"time/{part}") / step, 2) for part in PARTS}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     found: dict[str, list[dict[str, float]]] = {}
@@ -88,10 +98,10 @@ def main() -> int:
         for _ in range(2):
             for name, stage in arms(paths[signals.EXPERT]).items():
                 found.setdefault(name, []).extend(steps_of(stage, paths["start"], given.steps, Path(folder)))
-    lines = []
+    lines, token = [], middle(found["opd"], "time/measure") / middle(found["opd"], "read")
     for name, steps in found.items():
         base = "grpo in talk" if name in ("grpo in talk", "follow_up", "openclaw") else "grpo"
-        lines.append(line_of(name, steps, statistics.median(step["time/step"] for step in found[base])))
+        lines.append(line_of(name, steps, middle(found[base], "time/step"), token))
     if given.json:
         print(json.dumps(lines, indent=1))
         return 0

@@ -32,9 +32,11 @@ def test_every_timed_method_is_a_stage(monkeypatch):
 
 
 def test_ratios_are_over_grpo_and_tokens_are_of_one_step():
-    step = {"time/step": 2.0, "time/update": 1.0, "teacher/tokens": 30}
-    line = methods.line_of("x", [step | {"step": k, "num_tokens": 100.0 * k} for k in (2, 3)], 0.5)
-    assert (line["over grpo"], line["student"], line["teacher"], line["update"], line["draw"]) == (4.0, 100, 30, 0.5, 0)
+    step = {"time/step": 2.0, "time/update": 1.0, "read": 30}
+    steps = [step | {"step": k, "num_tokens": 100.0 * k} for k in (2, 3)]
+    line = methods.line_of("x", steps, grpo=0.5, token=0.01)
+    assert (line["over grpo"], line["student"], line["read"], line["update"], line["draw"]) == (4.0, 100, 30, 0.5, 0)
+    assert line["allowed"] == pytest.approx(1 + 1.1 * 30 * 0.01 / 0.5)
 
 
 def test_an_adapter_learns_rank_times_in_plus_out_of_each_layer():
