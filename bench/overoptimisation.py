@@ -67,8 +67,8 @@ def evaluated(run: Path, stage: str) -> list[Point]:
     ]
 
 
-def sampled(run: Path, seed: int) -> tuple[list[list[int]], Tensor]:
-    """(token ids of the start model's replies after their prompts, what gold says of each)."""
+def sampled(run: Path, seed: int) -> tuple[list[list[int]], Tensor, Tensor]:
+    """(token ids of the start model's replies after their prompts, what gold says of each, tokens of each)."""
     policy = load_policy(Model(path=str(run / "sft"), device="cpu"))
     source = open_source(ENV, {}, split="test", seed=seed)
     tasks = [(source.task(n), n, k) for n in range(TASKS) for k in range(SAMPLES)]
@@ -77,7 +77,9 @@ def sampled(run: Path, seed: int) -> tuple[list[list[int]], Tensor]:
         params = SamplingParams(max_tokens=64, seed=seed_of(seed, start))
         rollouts += play(tasks[start : start + 512], source, policy.sampler, policy.words, params, max_turns=1)
     answers = [[*one.turns[-1].context, *one.turns[-1].action] for one in rollouts]
-    return answers, torch.tensor([one.turns[-1].earned.get("gold", 0.0) for one in rollouts], dtype=torch.float64)
+    facts = [(one.turns[-1].earned.get("gold", 0.0), float(len(one.turns[-1].action))) for one in rollouts]
+    gold, length = torch.tensor(facts, dtype=torch.float64).unbind(1)
+    return answers, gold, length
 
 
 def standard(values: Tensor) -> Tensor:
@@ -161,7 +163,7 @@ def of_seed(run: Path, seed: int) -> dict[str, Any]:
     if kept.exists():
         found: dict[str, Any] = json.loads(kept.read_text())
         return found
-    answers, gold = sampled(run, seed)
+    answers, gold, length = sampled(run, seed)
     scores = {name: standard(torch.tensor(Scorer(str(run / name))(answers)).double()) for name in SCORERS}
     points: dict[str, list[Point]] = {"best of n": best_of_n(scores, gold)}
     rows = [line_of("best of n", points["best of n"], linear, None)]
@@ -172,7 +174,6 @@ def of_seed(run: Path, seed: int) -> dict[str, Any]:
         rows.append(line_of(stage, points[stage], logarithmic, lines.index(best) if stage != "unguarded" else None))
     accuracy = [line for line in Run(run / "rm").metrics() if "eval/rewards/accuracies" in line][-1]
     told = {name.removeprefix("eval/"): value for name, value in accuracy.items() if re.search("accurac|calib", name)}
-    length = torch.tensor([float(len(answer)) for answer in answers], dtype=torch.float64)
     lengths = [
         {"reward model": name, "pull of length": round(pull_of_length(scores[name], gold, length), 2)}
         | ({"policy": PAID[name]} | ends(run, PAID[name]) if name in PAID else {})

@@ -13,6 +13,7 @@ import objectives
 import overoptimisation
 import rlhf
 import signals
+from tropism.maths.best_of_n import expected_best, kl_of_best
 from tropism.recipe import resolve
 
 
@@ -89,6 +90,13 @@ def test_gaos_curves_are_found_again_with_where_gold_turns():
     assert overoptimisation.turn_of(bon, overoptimisation.linear) == pytest.approx(2.5)
     assert overoptimisation.fitted(rl, overoptimisation.logarithmic) == pytest.approx((1.0, 0.6))
     assert overoptimisation.turn_of(rl, overoptimisation.logarithmic) == pytest.approx(math.exp(1 / 0.6 - 1))
+    highest = [
+        max(overoptimisation.curve(points, shape), key=lambda point: point[1])
+        for points, shape in ((bon, overoptimisation.linear), (rl, overoptimisation.logarithmic))
+    ]
+    assert highest[0] == (pytest.approx(2.5, abs=0.2), pytest.approx(0.5 + 1 / (4 * 0.2), abs=0.01))
+    gain = 0.6 * math.exp(1 / 0.6 - 1)
+    assert highest[1] == (pytest.approx(math.exp(1 / 0.6 - 1), abs=0.2), pytest.approx(0.5 + gain, abs=0.01))
     rising = [(d, 0.0, 0.0, d) for d in far]
     assert overoptimisation.turn_of(rising, overoptimisation.linear) is None
 
@@ -97,4 +105,19 @@ def test_the_pull_of_length_is_what_gold_does_not_explain():
     gold, length = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     length = length + gold  # the better ones are longer
     assert overoptimisation.pull_of_length(3 * gold, gold, length) == pytest.approx(0, abs=1e-9)
-    assert overoptimisation.pull_of_length(gold + 2 * length, gold, length) > 0.5
+    liked = gold + 2 * length
+    wanted = float(2 * length.std() / liked.std())
+    assert overoptimisation.pull_of_length(liked, gold, length) == pytest.approx(wanted) and wanted > 0.7
+
+
+def test_gold_turns_under_a_proxy_of_heavy_tails_and_not_under_one_of_light_ones():
+    """Proxy = gold + error, normal or Student's t with two degrees of freedom. Kwa et al. 2024, arXiv:2407.14503."""
+    generator = torch.Generator().manual_seed(0)
+    gold, error, top, *chi = torch.randn(5, 100, 256, generator=generator, dtype=torch.float64)
+    heavy = top / ((chi[0].square() + chi[1].square()) / 2).sqrt()
+    found = []
+    for proxy in (gold + error, gold + heavy):
+        best = [(n, float(expected_best(gold, proxy, n).mean())) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
+        points = [(math.sqrt(kl_of_best(n)), 0.0, 0.0, value) for n, value in best]
+        found.append(overoptimisation.turn_of(points, overoptimisation.linear))
+    assert found == [None, pytest.approx(1.2, abs=0.3)]

@@ -233,12 +233,14 @@ class Learned:
     combine: Literal["mean", "min", "penalised"] = "mean"
     """How several become one; penalised: the mean less `penalty` times their variance."""
     penalty: float = 0.5
-    """What a disagreement costs."""
+    """What a disagreement costs. Coste et al. take 0.5 for the best of n and 0.1 for PPO."""
     steps: Literal["", "min", "mean", "product", "last"] = ""
     """Of models that process_reward trained: score every line of a reply by its probability, and make one number of
-    these. Empty: the reply as a whole."""
+    these (a long reply can raise the mean, and only lower min and product). Empty: what the last token says, as a
+    logit."""
     standardise: bool = True
-    """Shift and scale each so that the replies of the stage's start model have mean 0 and standard deviation 1."""
+    """Shift and scale each so that replies of the stage's start model, drawn at every start, have mean 0 and standard
+    deviation 1."""
 
     def __post_init__(self) -> None:
         require(bool(self.models), "reward_models.who is empty. Name a run that trained a reward model, or several.")

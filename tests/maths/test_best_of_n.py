@@ -81,5 +81,19 @@ def test_a_proxy_with_heavy_tails_is_hacked_and_one_with_light_tails_is_not():
         for name, proxy in (("light", light), ("heavy", heavy))
     }
     assert curve["light"] == pytest.approx([0.73, 1.25, 1.66, 2.0], abs=0.12)
-    assert curve["heavy"][1] > curve["heavy"][3] + 0.2 and curve["heavy"][3] < 0.5
-    assert math.isclose(curve["light"][0], float(expected_best(light, light, 4).mean()) / 2, abs_tol=0.06)
+    assert curve["heavy"] == pytest.approx([0.55, 0.69, 0.46, 0.24], abs=0.12)
+    assert curve["heavy"][0] < curve["heavy"][1] > curve["heavy"][3] + 0.2
+    promised = [float(expected_best(light, light, n).mean()) for n in (4, 16, 64, 256)]
+    assert promised == pytest.approx([1.45, 2.5, 3.31, 4.0], abs=0.12)
+    assert curve["light"] == pytest.approx([value / 2 for value in promised], abs=0.08)
+
+
+def test_ties_make_the_best_of_n_nearer_than_the_closed_form():
+    """Of a fair coin the best of two is heads three times in four."""
+    exact = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert exact == pytest.approx(0.130812, abs=1e-6) and exact < kl_of_best(2) == pytest.approx(math.log(2) - 0.5)
+
+
+def test_where_the_proxy_is_the_verdict_it_is_pass_at_k():
+    right = torch.tensor([1.0] * 3 + [0.0] * 7, dtype=F64)
+    assert float(expected_best(right, right, 4)) == pytest.approx(1 - math.comb(7, 4) / math.comb(10, 4))

@@ -412,3 +412,32 @@ def test_style_is_what_both_hints_say_in_common_of_what_was_heard():
     gap = torch.tensor([[2.0, 1.0, 7.0], [4.0, 4.0, 4.0]])
     assert evidence.style(gap, told) == {"gate/style": pytest.approx((1.0 + 1.5) / 2)}
     assert evidence.style(gap[1:], SimpleNamespace(**{n: v[1:] for n, v in vars(told).items()})) == {}
+
+
+def test_the_bias_of_blending_by_skill_is_bounded():
+    """Weighted states of true success p, calibrated values f with E f = V_0, skill S = 1 - error(f) / error(V_0): the
+    blended credit is at most S sqrt(1 - S) of the error's root away from that of the outcome alone."""
+    generator, tried = torch.Generator().manual_seed(0), 0
+    for _ in range(500):
+        w, p, e = (
+            torch.rand(8, generator=generator),
+            torch.rand(8, generator=generator),
+            torch.randn(8, generator=generator),
+        )
+        w, p, e = w.double() / w.double().sum(), p.double(), e.double()
+        start = (w * p).sum()
+        value = (p + 0.3 * e).clamp(0.01, 0.99)
+        value = value - (w * value).sum() + start
+        error = [(w * (p * (1 - v) ** 2 + (1 - p) * v**2)).sum() for v in (start, value)]
+        skill = 1 - error[1] / error[0]
+        if skill <= 0:
+            continue
+        tried += 1
+
+        def mean(mix, p=p, value=value, start=start):
+            outcomes = ((p, torch.tensor(1.0).double()), (1 - p, torch.tensor(0.0).double()))
+            return sum(chance * evidence.blended(value, start, won, mix) for chance, won in outcomes)
+
+        bias = (w * (mean(1 - skill) - mean(torch.tensor(1.0).double())).square()).sum().sqrt()
+        assert bias <= skill * (1 - skill).sqrt() * error[0].sqrt() + 1e-12
+    assert tried > 200

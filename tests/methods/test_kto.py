@@ -64,10 +64,11 @@ def test_rewards_are_told_of_desirable_answers_and_of_the_others():
 
 
 def test_answers_need_no_partner():
-    out, batch = answers(
-        STUDENT[:3], mismatch=NONE[:3], group=torch.arange(3), success=torch.tensor([True, True, False])
-    )
-    assert objective(KTO(), out, batch).isfinite()
+    """Log-ratios .3, -.2, -.5, of which the last is not wanted, at beta .1."""
+    marks = {"group": torch.arange(3), "success": torch.tensor([True, True, False])}
+    out, batch = answers(STUDENT[:3], REFERENCE[:3], mismatch=NONE[:3], **marks)
+    wanted = (1 - s(0.03) + 1 - s(-0.02) + 1 - s(0.05)) / 3
+    close(objective(KTO(), out, batch), torch.tensor(wanted, dtype=F64))
 
 
 def test_it_learns_which_answers_are_desirable():

@@ -42,21 +42,27 @@ def test_used_once_with_a_silent_critic_it_is_reinforce():
     assert (policy_part(stale) - policy_part(reinforce)).abs().max() > 1e-3
 
 
-def test_used_once_it_is_advantage_actor_critic():
-    """Mnih et al. 2016, arXiv:1602.01783, section 4: -A grad log pi + c grad (G - V)^2 / 2, here with A = G - V."""
+@pytest.mark.parametrize("trace", [1.0, 0.95])
+def test_used_once_it_is_advantage_actor_critic(trace):
+    """Mnih et al. 2016, arXiv:1602.01783, section 4: -A grad log pi + c grad (G - V)^2 / 2. At trace 1 A = G - V."""
     weights, batch = toy_batch()
     out = forward(weights, batch)
     fresh = on_policy(weights, batch).replace(value=out.value.detach(), last_value=out.last_value.detach())
     to_go = rewards_to_go(batch.token_reward, batch.action_mask, batch.episode, batch.turn, discount=0.9)
-    actor = -(to_go - fresh.value) * out.logp
-    critic = (to_go - out.value).square() / 2
+    facts = (fresh.action_mask, fresh.episode, fresh.turn, fresh.last_value, fresh.truncated & False)
+    advantage, goal = gae(fresh.token_reward, fresh.value, *facts, discount=0.9, trace=trace)
+    if trace == 1.0:
+        close(goal * batch.action_mask, to_go * batch.action_mask)
+    actor = -advantage * out.logp
+    critic = (goal - out.value).square() / 2
     objective = ((actor + 0.7 * critic) * token_mean(batch.action_mask)).sum()
     (expected,) = torch.autograd.grad(objective, weights)
     assert value_part(expected).abs().max() > 1e-2
-    method = PPO(discount=0.9, trace=1.0, whiten=False, value_weight=0.7)
+    method = PPO(discount=0.9, trace=trace, whiten=False, value_weight=0.7)
     close(gradient(method, weights, fresh), expected)
     close(gradient(replace(method, dual_clip=3.0), weights, fresh), expected)
     assert (gradient(method, weights, batch) - expected).abs().max() > 1e-3
+    assert (gradient(replace(method, whiten=True), weights, fresh) - expected).abs().max() > 1e-3
 
 
 def test_with_trace_zero_the_advantage_is_the_one_step_surprise_of_the_critic():

@@ -75,6 +75,23 @@ def test_whitened_rewards_have_deviation_one_and_keep_their_mean():
     close(rewards.std(), torch.tensor(1.0).to(rewards))
 
 
+def test_rewards_are_whitened_before_the_divergence_is_taken_from_them():
+    """Rewards 0, 0, 1 become their mean plus or minus; then .2 times -.5, .5 and 0 is taken from them."""
+    batch = reply([0.0, 0.0, 1.0], [0.0] * 3, reference_logp=torch.tensor([[-1.5, -0.5, -1.0]]))
+    found = PPO(kl=0.2, trace=1.0, whiten=False, whiten_reward=True).credit(batch).advantage
+    white = torch.tensor([0.0, 0.0, 1.0])
+    white = (white - white.mean()) / white.std() + white.mean()
+    close(found, (white - 0.2 * torch.tensor([0.5, -0.5, 0.0])).flip(0).cumsum(0).flip(0)[None], atol=1e-5, rtol=0)
+
+
+def test_the_loss_has_no_bonus_for_entropy():
+    batch = away(1.0)
+    entropy = batch.proximal_logp.clone().requires_grad_()
+    out = Output(logp=batch.proximal_logp.clone().requires_grad_(), entropy=entropy, value=batch.value)
+    loss = PPO(kl=0.3, kl_in="loss").loss(out, batch, Credit(torch.ones_like(entropy), batch.value))
+    assert torch.autograd.grad(loss.values.sum(), entropy, allow_unused=True)[0] is None
+
+
 @pytest.mark.parametrize(
     "settings", [{"kl_target": 2.0}, {"kl": 0.1, "kl_target": 0.0}, {"kl": 0.1, "kl_target": 1.0, "kl_horizon": 0}]
 )

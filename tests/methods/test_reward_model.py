@@ -35,8 +35,17 @@ def test_a_stated_strength_must_be_won_by():
     close(of([0.0, 0.0], reward=strength)[0], of([-1.0, 0.0])[0])
 
 
-def test_a_constant_on_all_scores_changes_nothing_unless_they_are_centred():
-    close(of([1.0, 0.3])[0], of([6.0, 5.3])[0])
+def test_smoothing_is_of_what_is_left_after_the_strength_and_is_least_at_the_log_odds():
+    """At margin .5 and .1 of labels wrong: .9 log(1 + e^-.5) + .1 log(1 + e^.5); strength 1 makes it margin -.5."""
+    smooth, strength = RewardModel(label_smoothing=0.1), torch.tensor([1.0, 0.0], dtype=F64)
+    close(of([0.5, 0.0], smooth)[0], torch.tensor(0.524077, dtype=F64), atol=5e-7, rtol=0)
+    close(of([0.5, 0.0], smooth, reward=strength)[0], torch.tensor(0.924077, dtype=F64), atol=5e-7, rtol=0)
+    loss, out = of([math.log(9), 0.0], smooth)
+    close(torch.autograd.grad(loss, out.last_value)[0], torch.zeros(2, dtype=F64), atol=1e-12, rtol=0)
+
+
+def test_a_constant_on_the_scores_of_a_pair_changes_nothing_unless_they_are_centred():
+    close(of([1.0, 0.3, 2.0, 2.5])[0], of([6.0, 5.3, -1.0, -0.5])[0])
     centred = RewardModel(center=0.01)
     close(of([1.0, 0.3], centred)[0] - of([1.0, 0.3])[0], torch.tensor(0.01 * 1.3**2, dtype=F64))
     assert of([6.0, 5.3], centred)[0] > of([0.35, -0.35], centred)[0]
@@ -104,6 +113,12 @@ def test_it_recovers_a_linear_reward_and_is_as_accurate_as_the_labels_allow():
         loss.backward()
         return loss
 
+    at = torch.ones(10, dtype=F64, requires_grad=True)
+    said = type(out)(logp=out.logp, entropy=out.entropy, last_value=features @ at)
+    regression = torch.nn.functional.binary_cross_entropy_with_logits
+    logistic = regression((features[::2] - features[1::2]) @ at, torch.ones(n, dtype=F64))
+    for ours, theirs in zip(*((v, *torch.autograd.grad(v, at)) for v in (cost(RewardModel(), said, batch), logistic))):
+        close(ours, theirs)
     optimizer.step(closure)
     assert torch.cosine_similarity(found, true, 0) > 0.999
     scores = (features @ found).detach()

@@ -85,18 +85,26 @@ def test_equal_rewards_teach_nothing_whatever_the_teacher_says():
     assert (gradient(RLSD(share=1.0, clip_weight=0.9), weights, equal) == 0).all()
 
 
-def test_no_gradient_flows_through_a_tokens_weight():
-    weights, batch = toy_batch()
-    live = batch.replace(teacher_logp=forward(weights, batch).logp)
-    fixed = live.replace(teacher_logp=live.teacher_logp.detach())
+def test_no_gradient_flows_through_a_token_s_weight():
+    """At ratio 1 the slope is the credit of a token over the number of tokens, and nothing else."""
+    out, batch = answers([1.0, 0.0], EVIDENCE)
     method = RLSD(share=1.0)
-    found, expected = (
-        torch.autograd.grad(
-            (method.loss(forward(weights, b), b, method.credit(fixed)).values * method.weights(b)).sum(), weights
-        )[0]
-        for b in (live, fixed)
-    )
-    close(found, expected, rtol=0, atol=0)
+    credit = method.credit(batch)
+    (slope,) = torch.autograd.grad((method.loss(out, batch, credit).values * method.weights(batch)).sum(), out.logp)
+    close(slope, -credit.advantage / 8)
+
+
+def test_weights_hold_a_part_that_the_sign_of_the_reward_does_not_reach():
+    """w(d) = clip(exp(d), .8, 1.2): A w(sign(A) d) = A even(d) + |A| odd(d)."""
+    up, down = (factors(RLSD(share=1.0), sign, torch.tensor([0.3, 0.1])) for sign in (1, -1))
+    close((up - down) / 2, torch.tensor([1.0, 1.0050042]), atol=1e-7, rtol=0)
+    close((up + down) / 2, torch.tensor([0.2, 0.1001668]), atol=1e-7, rtol=0)
+
+
+def test_how_many_weights_stand_at_the_edge_of_their_band_is_told():
+    _, batch = answers([1.0, 0.0], EVIDENCE)
+    assert RLSD(clip_weight=0.2).credit(batch).metrics == {"teacher/clipped": 0.5}
+    assert RLSD(clip_weight=0.5).credit(batch).metrics == {"teacher/clipped": 0.0}
 
 
 # ----------------------------------------------------------------------------------------------------------- direction

@@ -163,6 +163,15 @@ def test_the_route_of_four_siblings_by_hand(reward, distilled, credit):
         assert loss == 0 and (torch.autograd.grad(loss, out.logp)[0] == 0).all()
 
 
+def test_the_least_advantage_that_is_reinforced_is_told():
+    """With rewards between 0 and 1 a reply may lie below the mean and still not go to the teacher."""
+    assert SRPO().credit(group([1.0, 0.0, 0.0, 0.0])).metrics["advantage/least"] == pytest.approx(0.75)
+    untaught = group([1.0, 0.4, 0.0, 0.0])
+    untaught = untaught.replace(has_teacher=untaught.has_teacher & False)
+    assert SRPO().credit(untaught).metrics["advantage/least"] == pytest.approx(-0.35)
+    assert SRPO().credit(group([0.0, 0.0]).replace(has_teacher=torch.tensor([True, True]))).metrics == {}
+
+
 @pytest.mark.parametrize(("successes", "credit"), [(1, 0.875), (4, 0.5), (7, 0.125)])
 def test_a_success_among_eight_earns_one_minus_the_success_rate(successes, credit):
     batch = group([1.0] * successes + [0.0] * (8 - successes))

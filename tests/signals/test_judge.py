@@ -413,3 +413,8 @@ def test_what_a_judge_draws_depends_on_the_run_s_seed_and_on_the_step():
         panel = Panel(lambda asked, seed: drawn.append(seed) or [Vote(1) for _ in asked], seed=seed)
         panel([replace(talked("a"), version=version)])
     assert drawn[0] == drawn[1] and len(set(drawn)) == 3
+
+
+def test_the_shortest_hint_comes_first():
+    votes = [Vote(1, ("a longer one than that", "the middle one"))]
+    assert decided(votes).hints[0] == "the middle one"

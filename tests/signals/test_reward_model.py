@@ -6,7 +6,7 @@ import random
 import pytest
 
 from small import rollout, turn
-from tropism.signals.reward_model import PART, SPREAD, Ensemble, by_steps, scales_of, whole
+from tropism.signals.reward_model import PART, POOLS, SPREAD, Ensemble, by_steps, scales_of, whole
 from tropism.types import Failure, Stop
 
 ROLLOUTS = [rollout(turn([1, 2], [3])), rollout(turn([1], [2]), turn([1, 2, 5], [6, 7]))]
@@ -96,3 +96,19 @@ def test_members_are_put_on_one_scale():
 def test_what_is_not_finite_is_a_failure_and_not_a_number(score):
     found = said(1.0, score)
     assert isinstance(found, Failure) and found.where == PART and "not all of that is finite" in found.reason
+
+
+def test_more_steps_cannot_raise_the_least_or_the_product_of_them_and_nothing_is_summed():
+    for name in ("min", "product"):
+        assert POOLS[name]([0.9, 0.4, 0.99]) <= POOLS[name]([0.9, 0.4])
+    assert POOLS["mean"]([0.9, 0.4, 0.99]) > POOLS["mean"]([0.9, 0.4]) and "sum" not in POOLS
+
+
+def test_neither_the_worst_case_nor_the_penalty_is_always_the_more_careful():
+    def both(*scores):
+        return [said(*scores, combine=way, penalty=0.5)[PART] for way in ("min", "penalised")]
+
+    worst, careful = both(0.0, 1.0)
+    assert worst < careful == pytest.approx(0.375)
+    worst, careful = both(1.0, 2.0, 6.0)
+    assert worst > careful == pytest.approx(2 / 3)

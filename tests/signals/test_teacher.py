@@ -133,6 +133,7 @@ def test_student_and_teacher_are_compared_on_the_likeliest_tokens(policy, suppor
     rollouts = played(policy, top_k=4)
     teacher = Teacher(reads=("worked",), top_k=4, support=support, **SHORT)
     batch, _ = asked(policy, teacher, rollouts)
+    assert not any(value.requires_grad for _, value in batch.tensors())
     for n, one in enumerate(rollouts):
         (turn,), mask = one.turns, batch.action_mask[n]
         student, tutor = (

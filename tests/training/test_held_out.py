@@ -80,6 +80,10 @@ def test_accuracy_is_told_by_who_is_longer_and_calibration_by_how_sure_it_was():
     wanted = sum(abs(sum(hit - float(sure[n]) for n, hit in some)) for some in by_bin.values()) / 5
     assert numbers["calibration"] == pytest.approx(wanted)
     assert "accuracy/longer" not in of_pairs(margin[:1], torch.tensor([0]))
+    tie = of_pairs(torch.tensor([0.0, 2.0]), torch.tensor([1, 1]))
+    assert tie["accuracy/longer"] == 0.5 and tie["calibration"] == pytest.approx(0.309601, abs=1e-6), (
+        "a tie is not right"
+    )
 
 
 def test_lengths_belong_to_their_own_pairs(path):

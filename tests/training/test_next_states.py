@@ -289,3 +289,13 @@ def test_the_reaction_of_another_user_is_another_signal():
         batch = taught(policy, FollowUp().teacher, rollouts)
         found.append(FollowUp().credit(batch).advantage[0][batch.action_mask[0]])
     assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+def test_a_reaction_that_says_nothing_of_the_reply_deserves_nothing_of_it():
+    """A policy that minds what it was told: one user's taste moves it, another's does not."""
+    policy, size = small(), {}
+    for taste in ("lower", "closing"):
+        said = conversation(policy, taste, "A Grey Heron", "a heron")
+        batch = taught(policy, FollowUp().teacher, said, reader(policy), policy_says=flat)
+        size[taste] = float(FollowUp().credit(batch).advantage[0][batch.action_mask[0]].abs().mean())
+    assert size["closing"] == 0 and size["lower"] > 0.7

@@ -1,9 +1,12 @@
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from small import rollout, turn
-from tropism.training.numbers import eval_numbers, rollout_numbers
+from tropism.training.numbers import eval_numbers, mismatch, rollout_numbers
 from tropism.types import LEFT_OUT, Failure, Stop
 
 BROKEN = Failure("play", "broke")
@@ -97,3 +100,18 @@ def test_a_part_never_takes_the_name_of_a_number_that_every_evaluation_has():
     found = eval_numbers([scored(1.0, 0, parts, success=True), scored(0.0, 0, parts)], 2)
     assert (found["reward"], found["success"], found["failures"], found["pass@2"]) == (0.5, 0.5, 0.0, 1.0)
     assert found["a/b"] == 4.0 and "a" not in found
+
+
+def test_a_sampler_s_log_probs_are_told_apart_though_their_weight_is_one_on_average():
+    """Sampler m = (.5, .3, .2), trainer p = (.2, .3, .5), every token as often as m draws it: E p/m = 1, and E k3 is
+    KL(m || p)."""
+    m, p = (torch.tensor(row, dtype=torch.float64) for row in ((0.5, 0.3, 0.2), (0.2, 0.3, 0.5)))
+    drawn = torch.tensor([0] * 5 + [1] * 3 + [2] * 2)
+    batch = SimpleNamespace(
+        behavior_logp=m.log()[drawn][None], proximal_logp=p.log()[drawn][None], action_mask=torch.ones(1, 10) > 0
+    )
+    found = mismatch(batch)
+    assert found["sampling/sampling_logp_difference/mean"] == pytest.approx(0.641404, abs=1e-6)
+    assert found["sampling/sampling_logp_difference/max"] == pytest.approx(math.log(2.5))
+    assert found["sampling/kl"] == pytest.approx(float((m * (m / p).log()).sum())) == pytest.approx(0.274887, abs=1e-6)
+    assert mismatch(SimpleNamespace(behavior_logp=None, proximal_logp=None)) == {}

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tropism
 import world
@@ -18,7 +19,7 @@ from tropism.methods.g_opd import GOPD
 from tropism.methods.mopd import MOPD
 from tropism.methods.opd import OPD
 from tropism.methods.reopold import REOPOLD
-from tropism.record import Run
+from tropism.record import Run, latest
 from tropism.signals.frozen import measure
 from tropism.teacher import Teacher
 from tropism.training.checkpoint import State
@@ -384,3 +385,19 @@ def test_a_teacher_that_is_silent_for_so_many_steps_is_reported_with_its_reason_
     assert "silent for 4 steps; there was nothing for it to read" in said[1] and "silent for 2 steps" in said[2]
     heard(state, nothing | {"teacher/not_finite": 1.0}, 1, said.append)
     assert said[-1].endswith("its numbers are not finite")
+
+
+@pytest.mark.parametrize("mini_batches", [1, 4])
+def test_a_copy_follows_once_a_rollout_batch_however_many_optimizer_steps_there_are(mini_batches, tmp_path):
+    told = {"who": "ema", "rate": 0.25, "reads": ["answer"], "must_add": -1, "closing": ""}
+    train = {"steps": 1, "save_every": 1, "mini_batches": mini_batches, "epochs": 1, "learning_rate": 1e-2, "warmup": 0}
+    sampling, success = {"groups": 8, "group_size": 4, "max_tokens": 4}, {"part": "low", "at_least": 0.5}
+    made = world.grpo(tmp_path, sampling=sampling, train=train, eval={"every": 0}, success=success)
+    made["stages"][0]["method"] = {"rlsd": {"teacher": told}}
+    run = Run(tropism.train(made, quiet=True).path / "rl")
+    last = latest(run.checkpoints_dir)
+    assert run.metrics()[0]["updates"] == mini_batches
+    copy, end = torch.load(last / "state" / "teacher.pt"), load_file(last / "model.safetensors")
+    start = load_policy(SETTINGS, made["seed"]).module.state_dict()
+    for name in end:
+        assert torch.allclose(copy[name], 0.75 * start[name] + 0.25 * end[name], atol=1e-6, rtol=0)

@@ -44,7 +44,7 @@ def judged(labels: Any, who: str, model: str, seed: int) -> None:
     from tropism.types import Failure
 
     waiting = [pair for name, pair in labels.pairs.items() if name not in labels.told]
-    ask = open_comparer(Judge(who=who, model=model))
+    ask = open_comparer(Judge(who=who, model=model, temperature=0.0))
     failed: list[Failure] = []
     for start in range(0, len(waiting), AT_ONCE):
         some = waiting[start : start + AT_ONCE]

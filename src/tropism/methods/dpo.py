@@ -23,8 +23,8 @@ class DPO:
     Loss        -log s(m), m = beta times what chosen and rejected answer differ by in log p - log q; a pair's loss
                 stands on the last token of its chosen answer, and every pair counts the same
     Needs       pairs, and the model as it started, q
-    Reduces to  log 2 where the policy is its reference, whatever beta; with smoothing 0 robust is sigmoid; simpo with
-                gap 0 where the reference is uniform and answers are equally long
+    Reduces to  log 2 where the policy is its reference, whatever beta (of sigmoid and robust); with smoothing 0 robust
+                is sigmoid; simpo with gap 0 where the reference is uniform and answers are equally long
 
     TRL 1.16 ignores label_smoothing in its sigmoid loss; here smoothing does in both what it says.
 

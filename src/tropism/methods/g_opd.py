@@ -25,7 +25,8 @@ class GOPD:
     0 where reward_scaling > 1.
 
     Credit      the above, of the token that was sampled; no later token enters it
-    Loss        PPO's clipped surrogate with a dual clip; every token counts the same
+    Loss        PPO's clipped surrogate with a dual clip; every token counts the same (in the authors' scripts every
+                reply)
     Needs       a teacher; reference_logp if reward_scaling is not 1
     Reduces to  opd at reward_scaling = 1, or where the reference is the teacher; at 0 it holds the student to the
                 reference

@@ -24,8 +24,8 @@ class GRPO:
     Needs       rewards that differ between siblings; reference_logp if kl > 0
     Reduces to  REINFORCE with a group baseline when scale="none" and the batch is used once
 
-    TRL 1.16 has two defaults that are not this: tokens of all groups count the same (loss_type="dapo"), and k3 is
-    weighted by the ratio (use_bias_correction_kl).
+    TRL 1.16 has three defaults that are not this: tokens of all groups count the same (loss_type="dapo"), k3 is
+    weighted by the ratio (use_bias_correction_kl), and a group's spread is that of a sample plus 1e-4.
     """
 
     clip_low: float = 0.2

@@ -30,7 +30,9 @@ class OpenClaw:
                 teacher) when w_rl = 0, top_k = all and the batch is used once
 
     top_k = 0 is the first version of the paper, top_k = 4, select = sequence and gap = 1 the second. There a turn
-    without a hint is still drawn to the frozen model; here its hint term is exactly 0.
+    without a hint is still drawn to the frozen model; here its hint term is exactly 0. The first version takes the
+    longest of a panel's hints, here the shortest comes first. Left out: rewards standardised over the actions of one
+    step index, for agents with tools.
     """
 
     clip_low: float = 0.2

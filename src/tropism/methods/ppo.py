@@ -25,9 +25,9 @@ class PPO:
     Credit      generalized advantage estimation (arXiv:1506.02438) with a value head, whitened over the batch; the
                 head's target is the advantage before whitening, plus the value
     Loss        PPO's clipped surrogate, plus `value_weight` times the head's clipped squared error, plus `kl` times a
-                divergence to a frozen reference if kl_in="loss"; every token counts the same
+                divergence to a frozen reference if kl_in="loss"; every token counts the same. No bonus for entropy
     Needs       value, last_value and a live value head; reference_logp if kl > 0
-    Reduces to  A2C when the batch is used once; REINFORCE when, besides, trace=1, whiten=False and the critic says 0
+    Reduces to  A2C when the batch is used once and whiten=False; REINFORCE when, besides, trace=1 and the critic says 0
     """
 
     per: Literal["token", "turn"] = "token"
@@ -60,7 +60,8 @@ class PPO:
     kl_in: Literal["reward", "loss"] = "reward"
     """Take k1 from the reward of every token, so that the critic learns it too, or add `kl_loss` to the loss."""
     kl_loss: Literal["k2", "k3"] = "k3"
-    """k2: the gradient of KL(policy || reference), as in the reward; k3: that of the other divergence."""
+    """k2: the gradient of KL(policy || reference), as in the reward; k3: that of the other divergence. Neither is
+    weighted by the ratio: exact where the batch is used once."""
     kl_target: float | None = None
     """Nats per episode: the weight grows while the policy is farther from the reference, and falls while it is
     nearer."""

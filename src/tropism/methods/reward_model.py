@@ -23,7 +23,8 @@ class RewardModel:
     Needs       pairs; of a column `margin`, if there is one, the strength of each preference
     Reduces to  logistic regression on the difference of features, where the backbone does not move
 
-    A constant added to every score changes nothing, unless center holds their mean near 0.
+    Every pair is by itself: of several to one prompt, none waits for the others (there all pairs of a prompt are one
+    element of a batch). A constant added to every score changes nothing, unless center holds their mean near 0.
     """
 
     center: float = 0.0

@@ -66,11 +66,14 @@ class RLSD:
         advantage = group_relative(batch.reward, batch.group, batch.episode, scale="sample_std")
         advantage = spread(advantage, batch.action_mask)
         evidence = batch.teacher_logp - batch.proximal_logp
-        weight = (advantage.sign() * evidence).exp().clamp(1 - self.clip_weight, 1 + self.clip_weight)
+        free = (advantage.sign() * evidence).exp()
+        weight = free.clamp(1 - self.clip_weight, 1 + self.clip_weight)
+        clipped = (weight != free)[batch.action_mask]
         if self.negative_only:
             weight = torch.where(advantage < 0, weight, 1.0)
         share = self.share * max(0.0, 1 - batch.step / self.decay) if self.decay else self.share
-        return Credit(advantage * (1 + share * (weight - 1)))
+        told = {"teacher/clipped": float(clipped.sum()) / max(1, len(clipped))}
+        return Credit(advantage * (1 + share * (weight - 1)), metrics=told)
 
     def weights(self, batch: Batch) -> Tensor:
         return token_mean(batch.action_mask)

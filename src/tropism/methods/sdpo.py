@@ -29,10 +29,12 @@ class SDPO:
     Needs       a teacher that read more: a correct sibling, else feedback; rows without either are masked
     Reduces to  REINFORCE with credit log q - log p when top_k is 0 and the batch is used once
 
-    Three differences to the authors' code: it averages each sequence first and counts masked rows, as zeros, so its
-    step shrinks with their number (here they are not counted); it compares on the likeliest tokens of the policy being
-    updated (here of the one that made the batch, the same in a batch's first optimizer step); and it drops what a
-    sibling thought between <think> and </think> (here a sibling is read whole).
+    The defaults are between the paper's two settings (jensen_shannon on 100 tokens, reverse on 20). Four differences to
+    the authors' code: it averages each sequence first and counts masked rows, as zeros, so its step shrinks with their
+    number (here they are not counted); it compares on the likeliest tokens of the policy being updated (here of the one
+    that made the batch, the same in a batch's first optimizer step); it drops what a sibling thought between <think>
+    and </think> (here a sibling is read whole); and it shuffles the siblings first (here all of a group read its first
+    success, and that one the next).
     """
 
     teacher: Teacher = Teacher(who="ema", rate=0.05, reads=("sibling", "feedback"), need="first", top_k=20)

@@ -28,7 +28,8 @@ class SRPO:
                 everybody failed and has one
 
     With rewards of 0 and 1 only successes have an advantage to reinforce, so none of it is negative: all that pushes
-    down is distillation. A failure among failures has no sibling to read, and neither way moves it.
+    down is distillation. Other rewards, or failures without a teacher beside a success, bring `advantage/least` below
+    0. A failure among failures has no sibling to read, and neither way moves it.
     """
 
     teacher: Teacher = Teacher(who="ema", rate=0.05, reads=("sibling",), top_k=100)
@@ -57,7 +58,9 @@ class SRPO:
 
     def credit(self, batch: Batch) -> Credit:
         advantage = group_relative(batch.reward, batch.group, batch.episode, scale="none")
-        return Credit(spread(advantage, batch.action_mask))
+        credit = spread(advantage, batch.action_mask)
+        reinforced = credit[batch.action_mask & ~self.distilled(batch)]
+        return Credit(credit, metrics={"advantage/least": float(reinforced.min())} if len(reinforced) else {})
 
     def weights(self, batch: Batch) -> Tensor:
         distilled = self.distilled(batch)

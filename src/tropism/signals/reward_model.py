@@ -75,6 +75,7 @@ class Ensemble:
         min          min_i r_i                        the worst case
         penalised    mean_i r_i - penalty var_i r_i   uncertainty-weighted; 0.5 for best-of-n there, 0.1 for PPO
 
+    The variance is that of the members that there are (over n, not n - 1; theirs in PPO is over n - 1).
     What all members like for a wrong reason, such as length, none of the three can see.
     """
 

@@ -70,7 +70,8 @@ class HeldOut:
 def of_pairs(margin: Tensor, longer: Tensor) -> dict[str, float]:
     """
     Args:
-        margin: [P] chosen minus rejected; s(margin) is the probability that the chosen answer is preferred.
+        margin: [P] chosen minus rejected; s(margin) is read as the probability that the chosen answer is preferred,
+            which it is of a reward model and of DPO's sigmoid, and of other losses as far as their margin is one.
         longer: [P] by how many tokens the chosen answer is longer.
     """
     right, sure = margin > 0, torch.sigmoid(margin.abs())

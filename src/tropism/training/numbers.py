@@ -76,3 +76,14 @@ def nats(batch: Batch) -> float:
     """log p - log q of what was said, mean over episodes: an estimate of how far the policy is from its reference."""
     away = (batch.proximal_logp - batch.reference_logp)[batch.action_mask].sum()
     return float(away) / max(1, len(batch.episode.unique()))
+
+
+def mismatch(batch: Batch) -> dict[str, float]:
+    """How far the sampler's log-probs are from the trainer's, over what was said: mean and largest |log p - log m|,
+    and mean of k3, an estimate of KL(m || p). The weight that corrects for it is 1 on average whatever they are."""
+    if batch.behavior_logp is None or batch.proximal_logp is None or not batch.action_mask.any():
+        return {}
+    apart = (batch.proximal_logp - batch.behavior_logp)[batch.action_mask]
+    name = "sampling/sampling_logp_difference"
+    found = {f"{name}/mean": apart.abs().mean(), f"{name}/max": apart.abs().max()}
+    return {key: float(value) for key, value in (found | {"sampling/kl": (apart.exp() - 1 - apart).mean()}).items()}
