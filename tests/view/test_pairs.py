@@ -11,6 +11,8 @@ from tropism.cli.label import judged, screen
 from tropism.config import Data
 from tropism.errors import ConfigError, TropismError
 from tropism.record import Run
+from tropism.signals import compare
+from tropism.training import judges
 from tropism.training.fit import load_rows
 from tropism.view.pairs import Labels, Pair, pairs_of
 
@@ -159,3 +161,10 @@ def test_the_command_labels_a_run_by_a_judge(tmp_path, capsys):
     label(str(tmp_path), out=str(tmp_path / "p.jsonl"), judge=f"{__file__}:longer")
     assert [chosen[0]["content"] for chosen, _ in written(tmp_path / "p.jsonl")] == ["rather long"] * 4
     assert "4 of 4 pairs seen; preferences in" in capsys.readouterr().out
+
+
+def test_a_model_that_judges_pairs_is_asked_for_its_likeliest_verdict(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(judges, "open_comparer", lambda judge: seen.append(judge) or compare.by_function(longer))
+    judged(Labels(PAIRS, tmp_path / "out.jsonl"), "some/model", "", 0)
+    assert [judge.temperature for judge in seen] == [0.0]
