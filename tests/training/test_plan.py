@@ -6,6 +6,7 @@ import pytest
 
 from tropism import api
 from tropism.cli import plan as command
+from tropism.config import Model
 from tropism.errors import ConfigError
 from tropism.recipe import resolve
 from tropism.training import plan as planning
@@ -104,10 +105,15 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_micro_batch_and_shrin
     assert learning(gradient_checkpointing=True) < 0.6 * learning()
 
 
-def test_a_data_sheet_gives_the_time_of_products_and_bandwidth():
-    """6 operations a weight and token; weights read once for every token of the longest reply."""
+def test_a_data_sheet_gives_the_time_of_products_and_bandwidth(tmp_path):
+    """6 operations a weight and token, 4 where only an adapter learns; weights read once for every token of the longest
+    reply."""
+    stage = RL | {"sampling": {"groups": 64, "group_size": 8, "max_tokens": 24}}
     shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
-    (plan,) = planned(RL | {"sampling": {"groups": 64, "group_size": 8, "max_tokens": 24}}, hardware="t4", shape=shape)
+    (plan,) = planned(stage, hardware="t4", shape=shape)
+    load_policy(Model(path="tiny", shape=shape), 0).save(tmp_path)
+    (adapter,) = planned(stage, hardware="t4", path=str(tmp_path), lora={"rank": 1})
+    assert adapter.seconds["learning"] == pytest.approx(plan.seconds["learning"] * 4 / 6, rel=0.02)
     weights = plan.memory["weights"] / 4
     assert plan.seconds["learning"] == pytest.approx(6 * weights * plan.work.learned / (8e12 * 0.4), rel=0.01)
     assert plan.seconds["drawing"] >= plan.work.longest * 4 * weights / (320e9 * 0.5)

@@ -217,20 +217,24 @@ def settled(device: torch.device) -> None:
 
 
 def by_sheet(stage: Stage, policy: Policy, work: Work, machine: Hardware) -> dict[str, float]:
-    """Seconds of a step where nothing but products, bandwidth and starting operations counts: 6 operations a weight and
-    token that is learned, 2 of one that is measured; in drawing the weights are read once for every token of the
-    longest reply. A small model is bound by the starts."""
+    """Seconds of a step where nothing but products, bandwidth and starting operations counts. For a weight and token
+    that is learned 4 operations, and 2 more where the weight is trained; 2 for one that is measured. In drawing the
+    weights are read once for every token of the longest reply. A small model is bound by the starts."""
     weights: int = sum(p.numel() for p in policy.module.parameters())
     half = policy.settings.compute == "bfloat16"
     products = (machine.half if half else machine.single) * 1e12 * REACHED["learn"]
     layer = float(policy.module.config.num_hidden_layers * LAUNCHES * LAUNCH)
 
-    def passing(tokens: int, operations: int) -> float:
+    def passing(tokens: int, operations: float) -> float:
         parts = -(-tokens // stage.train.micro_tokens)
         return max(operations * weights * tokens / products, parts * layer * operations / 2)
 
-    moved = moves(stage) * MOVED * sum(p.numel() for p in policy.module.parameters() if p.requires_grad)
-    found = {"learning": passing(work.learned, 6), "moving": moved / (machine.bandwidth * 1e9)}
+    trained: int = sum(p.numel() for p in policy.module.parameters() if p.requires_grad)
+    moved = moves(stage) * MOVED * trained
+    found = {
+        "learning": passing(work.learned, 4 + 2 * trained / weights),
+        "moving": moved / (machine.bandwidth * 1e9),
+    }
     if work.measured:
         found["measuring"] = passing(work.measured, 2)
     if stage.env:
