@@ -1,4 +1,4 @@
-"""Two objectives that are at odds, three ways to want both: python bench/objectives.py [--seeds 0 1 2] [--table]
+"""Two objectives that are at odds, ways to want both: python bench/objectives.py [--seeds 0 1 2] [--table]
 
 Instructions of recipes/instructions.py: the more of what was asked for is named (content), the longer the reply and the
 less terse. From one start model a policy is trained for each way and setting; a point is what it does on instructions
@@ -6,7 +6,8 @@ that are held out.
 
     weighted      grpo on w content + (1 - w) terse
     decoupled     gdpo with the same weights
-    constrained   grpo on terse, content kept at or above a limit by a multiplier
+    undamped      grpo on terse, content kept at or above a limit by a multiplier that grows and falls with time
+    damped        the same with `damping`, chosen on seed 10
 
 Prints a line per setting with the mean over seeds and their range, and which settings no other beats in both (the
 front); draws all of them. Each finished run is a line of bench/objectives/points.jsonl.
@@ -43,9 +44,10 @@ def settings() -> dict[tuple[str, float], dict[str, Any]]:
     for way, method in (("weighted", "grpo"), ("decoupled", "gdpo")):
         for w in WEIGHTS:
             found[way, w] = {"method": method, "rewards": {"content": w, "terse": round(1 - w, 2)}}
-    for limit in LIMITS:
-        method = {"constrained": {"at_least": {"content": limit}}}
-        found["constrained", limit] = {"method": method, "rewards": {"terse": 1.0, "content": 0.0}}
+    for way, damping in (("undamped", 0.0), ("damped", 5.0)):
+        for limit in LIMITS:
+            method = {"constrained": {"at_least": {"content": limit}, "damping": damping}}
+            found[way, limit] = {"method": method, "rewards": {"terse": 1.0, "content": 0.0}}
     return found
 
 

@@ -12,7 +12,7 @@ close = torch.testing.assert_close
 F64 = torch.float64
 
 
-@pytest.mark.parametrize("limits", [{}, {"at_least": {"second": -9.0}}, {"at_most": {"second": 9.0}}])
+@pytest.mark.parametrize("limits", [{}, {"at_least": {"second": -9.0}}, {"at_most": {"second": 9.0}, "damping": 2.0}])
 def test_while_no_limit_is_broken_it_is_grpo(limits):
     weights, batch = toy_batch()
     method = Constrained(**limits)
@@ -59,6 +59,19 @@ def test_the_credit_is_that_of_the_weighed_reward():
         assert method.credit(batch).metrics == {f"multiplier/part 1/{bound}": 0.0}
 
 
+def test_damping_moves_a_multiplier_for_this_step_alone():
+    """Mean .5 against a limit of .9 with damping 2: .8 more; against .1: .8 less, and never below 0."""
+    batch = parted([[0.0, 0.5], [1.0, 0.0]], [1.0, 0.0], size=2)
+    for limit, start, now in ((0.9, 1.0, 1.8), (0.1, 1.0, 0.2), (0.1, 0.5, 0.0)):
+        method = Constrained(at_least={"part 0": limit}, damping=2.0)
+        damped = batch.replace(memory={"part 0/at_least": torch.tensor(start)})
+        assert method.credit(damped).metrics == {"multiplier/part 0/at_least": pytest.approx(now)}
+        plain = Constrained(at_least={"part 0": limit})
+        assert method.remember(damped) == plain.remember(damped)
+        same = batch.replace(memory={"part 0/at_least": torch.tensor(now)})
+        close(method.credit(damped).advantage, plain.credit(same).advantage)
+
+
 def test_a_part_that_does_not_apply_to_an_episode_is_no_zero():
     batch = parted([[0.0, 0.5], [1.0, float("nan")]], [1.0, 0.0], size=2)
     method = Constrained(at_least={"part 1": 0.6}, scale="none")
@@ -100,7 +113,7 @@ def test_it_learns_the_best_arm_that_keeps_the_limit_and_grpo_the_one_that_break
     assert ends["Constrained"][1] > 0.8 and ends["Constrained"][2] < 0.2
 
 
-@pytest.mark.parametrize("settings", [{"rate": 0.0}, {"eps": 0.0}])
+@pytest.mark.parametrize("settings", [{"rate": 0.0}, {"eps": 0.0}, {"damping": -1.0}])
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ConfigError, match="Constrained"):
         Constrained(**settings)
