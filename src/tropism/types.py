@@ -119,10 +119,10 @@ class Turn:
     """Log-probability of each action token under whoever sampled it, nats; None where nobody sampled (data)."""
     entropy: Sequence[float] | None = None
     """Entropy of the distribution that each action token was drawn from, nats."""
-    topk_ids: Sequence[Sequence[int]] | None = None
-    """The K likeliest token ids at each action token."""
-    topk_logp: Sequence[Sequence[float]] | None = None
-    """Their log-probabilities."""
+    topk_ids: Any = None
+    """[L, K] the K likeliest token ids at each action token: an array, or lists."""
+    topk_logp: Any = None
+    """[L, K] their log-probabilities, likewise."""
     stop: Stop = Stop.finished
     prompt: Prompt = ()
     """The words that `context` was made from."""

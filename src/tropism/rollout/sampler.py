@@ -133,12 +133,13 @@ class Said:
     def turns(self, prompts: list[Sequence[int]], stops: set[int]) -> list[Turn]:
         top_k, lengths = self.topk_ids.shape[-1], self.length.tolist()
         columns = {"action": self.action, "logp": self.logp, "entropy": self.entropy}
-        if top_k:
-            columns |= {"topk_ids": self.topk_ids, "topk_logp": self.topk_logp}
         lists = {name: values.tolist() for name, values in columns.items()}
+        wide = {"topk_ids": self.topk_ids, "topk_logp": self.topk_logp} if top_k else {}
+        arrays = {name: values.cpu().numpy() for name, values in wide.items()}  # lists would be ten times as large
         turns = []
         for n, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
             fields: dict[str, Any] = {name: tuple(values[n][:length]) for name, values in lists.items()}
+            fields |= {name: values[n, :length] for name, values in arrays.items()}
             stop = Stop.finished if fields["action"][-1] in stops else Stop.truncated
             turns.append(Turn(context=tuple(prompt), stop=stop, **fields))
         return turns

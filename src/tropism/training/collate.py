@@ -87,7 +87,7 @@ def collate(
         out = torch.full((*shape, *more), start, dtype=dtype)
         for n, row in enumerate(rows):
             for place, number, turn in row.spans:
-                out[n, place : place + len(turn.action)] = torch.tensor(values(number, turn), dtype=dtype)
+                out[n, place : place + len(turn.action)] = torch.as_tensor(values(number, turn), dtype=dtype)
         return out.to(device)
 
     def last(turn: Turn) -> list[float]:
@@ -105,7 +105,7 @@ def collate(
 
     weighted = dict(sorted({name: w for rollout in of for name, w in rollout.weights.items()}.items())) if parts else {}
     likeliest = rows[0].spans[0][2].topk_ids if rows else None
-    k = len(likeliest[0]) if likeliest else 0
+    k = len(likeliest[0]) if likeliest is not None and len(likeliest) else 0
     return Batch(
         tokens=tokens.to(device),
         length=per_row((len(row.tokens) for row in rows), torch.long),
