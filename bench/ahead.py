@@ -2,8 +2,9 @@
 
     time     a step with and without it, where scoring takes no time, and where it waits for a second, as for a server
     bias     the mean gradient of rollouts that are some steps old, with and without the weight proximal / behavior,
-             against that of fresh ones: cosine, and the length of the difference over the length of the fresh one.
-             Every product is of means over tasks that are not the same, so that noise is not taken for length
+             against that of fresh ones: how much of the fresh one is in it, and the length of the difference over the
+             length of the fresh one; 1 and 0 are no bias. Every product is of means over tasks that are not the same,
+             so that noise is not taken for length
     learn    GRPO on sums in both ways, three seeds each
 
 `bias` and `learn` begin with the start model of bench/signals.py sums, which is made if it is not there.
@@ -12,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import tempfile
@@ -26,7 +28,7 @@ import signals
 import step
 
 RATE, SEEDS = 4e-4, (0, 1, 2)
-BEFORE, LAGS, GROUPS = 6, (1, 8), 64
+BEFORE, LAGS, GROUPS = 6, (1, 4), 256
 """Steps before the rollouts are drawn, how many follow before they are used, tasks of each of the two halves."""
 WAIT = """
 
@@ -101,8 +103,8 @@ def bias(seed: int, folder: str) -> list[dict[str, float]]:
             fresh = [gradient(job, rollouts(job, half), exact=True) for half in (0, 1)]
             for weighted in (True, False):
                 stale = [gradient(job, half, exact=not weighted) for half in old]
-                cosine, apart = compared(stale, fresh)
-                rows.append({"lag": lag, "weighted": weighted, "cosine": cosine, "difference": apart})
+                along, apart = compared(stale, fresh)
+                rows.append({"lag": lag, "weighted": weighted, "of the fresh one": along, "difference": apart})
     return rows
 
 
@@ -142,10 +144,13 @@ def gradient(job: Any, played: Sequence[Any], exact: bool) -> Any:
 
 
 def compared(stale: Sequence[Any], fresh: Sequence[Any]) -> tuple[float, float]:
-    """(cosine of the mean gradients, length of their difference over that of the fresh one), from two halves each."""
+    """(the stale mean gradient along the fresh one, over its length; length of their difference over the same), from
+    two halves each. Not a number where the fresh one is lost in noise."""
     own, other = float(stale[0] @ stale[1]), float(fresh[0] @ fresh[1])
+    if other <= 0:
+        return math.nan, math.nan
     both = float(stale[0] @ fresh[1] + stale[1] @ fresh[0]) / 2
-    return both / (own * other) ** 0.5, (max(own - 2 * both + other, 0.0) / other) ** 0.5
+    return both / other, (max(own - 2 * both + other, 0.0) / other) ** 0.5
 
 
 def spread(values: Sequence[float]) -> str:
@@ -159,7 +164,7 @@ def biases() -> list[dict[str, Any]]:
     for lag in LAGS:
         for weighted in (True, False):
             mine = [row for row in found if row["lag"] == lag and row["weighted"] == weighted]
-            shown = {name: spread([row[name] for row in mine]) for name in ("cosine", "difference")}
+            shown = {name: spread([row[name] for row in mine]) for name in ("of the fresh one", "difference")}
             rows.append({"steps old": lag, "weight": "proximal / behavior" if weighted else "none"} | shown)
     return rows
 

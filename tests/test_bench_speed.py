@@ -66,8 +66,9 @@ def test_a_gradient_is_compared_by_halves_that_share_no_noise():
     def noisy(scale):
         return [scale * mean + torch.randn(10_000, generator=draw, dtype=torch.float64) for _ in (0, 1)]
 
-    cosine, apart = ahead.compared(noisy(2.0), noisy(1.0))
-    assert cosine == pytest.approx(1, abs=0.05) and apart == pytest.approx(1, abs=0.05)
+    along, apart = ahead.compared(noisy(2.0), noisy(1.0))
+    assert along == pytest.approx(2, abs=0.05) and apart == pytest.approx(1, abs=0.05)
+    assert all(map(math.isnan, ahead.compared(noisy(2.0), [mean, -mean]))), "nothing but noise"
 
 
 def test_quartiles_and_exponents_by_hand():
