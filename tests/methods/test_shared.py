@@ -130,3 +130,21 @@ def test_who_says_that_only_the_advantage_counts_has_no_gradient_without_one(met
         loss = method.loss(forward(weights, batch), batch, dataclasses.replace(credit, advantage=advantage))
         (found,) = torch.autograd.grad((loss.values * method.weights(batch)).sum(), weights)
         assert bool(found.abs().max() > 0) == there
+
+
+def test_these_methods_spare_the_pass_over_what_has_no_advantage():
+    """Those whose whole loss is advantage times something. Opd's tokens have an advantage nearly everywhere."""
+    told = {name for name, method in METHODS.items() if method().needs.by_advantage}
+    assert told == {
+        "cispo",
+        "constrained",
+        "dapo",
+        "dr_grpo",
+        "gdpo",
+        "grpo",
+        "gspo",
+        "max_rl",
+        "rlcsd",
+        "rloo",
+        "rlsd",
+    }
