@@ -105,6 +105,7 @@ def test_how_many_weights_stand_at_the_edge_of_their_band_is_told():
     _, batch = answers([1.0, 0.0], EVIDENCE)
     assert RLSD(clip_weight=0.2).credit(batch).metrics == {"teacher/clipped": 0.5}
     assert RLSD(clip_weight=0.5).credit(batch).metrics == {"teacher/clipped": 0.0}
+    assert RLSD().credit(batch.replace(action_mask=batch.action_mask & False)).metrics == {}
 
 
 # ----------------------------------------------------------------------------------------------------------- direction

@@ -166,6 +166,9 @@ def test_the_route_of_four_siblings_by_hand(reward, distilled, credit):
 def test_the_least_advantage_that_is_reinforced_is_told():
     """With rewards between 0 and 1 a reply may lie below the mean and still not go to the teacher."""
     assert SRPO().credit(group([1.0, 0.0, 0.0, 0.0])).metrics["advantage/least"] == pytest.approx(0.75)
+    padded = group([1.0, 0.0, 0.0, 0.0], places=2)
+    padded = padded.replace(action_mask=padded.action_mask & torch.tensor([True, False]))
+    assert SRPO().credit(padded).metrics["advantage/least"] == pytest.approx(0.75), "padding deserves 0"
     untaught = group([1.0, 0.4, 0.0, 0.0])
     untaught = untaught.replace(has_teacher=untaught.has_teacher & False)
     assert SRPO().credit(untaught).metrics["advantage/least"] == pytest.approx(-0.35)

@@ -72,7 +72,7 @@ class RLSD:
         if self.negative_only:
             weight = torch.where(advantage < 0, weight, 1.0)
         share = self.share * max(0.0, 1 - batch.step / self.decay) if self.decay else self.share
-        told = {"teacher/clipped": float(clipped.sum()) / max(1, len(clipped))}
+        told = {"teacher/clipped": float(clipped.double().mean())} if len(clipped) else {}
         return Credit(advantage * (1 + share * (weight - 1)), metrics=told)
 
     def weights(self, batch: Batch) -> Tensor:
