@@ -28,7 +28,7 @@ SERIES: dict[str, tuple[tuple[str, int, int], ...]] = {
 
 def cost(size: str, groups: int, length: int, turns: int, folder: Path) -> float:
     """Milliseconds for a thousand tokens."""
-    settings = {"path": step.model(size, folder), "compute": "float32", "folder": str(folder / f"{groups}-{length}")}
+    settings = {"path": step.model(size, folder), "compute": "float32", "folder": str(folder / f"{size}-{groups}-{length}")}
     more = {"whole": True, "groups": groups, "reply": length}
     found = peers.raced({"tropism": (step.tropism, settings | more)}, 1, turns)["tropism"]
     return statistics.median(1e6 * turn["step"] / turn["tokens"] for turn in found)
@@ -46,12 +46,13 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    sizes = {"0.5M": 0.43, "1M": 0.93, "4M": 4.0}
+    sizes, known = {"0.5M": 0.43, "1M": 0.93, "4M": 4.0}, dict[tuple[str, int, int], float]()
     with tempfile.TemporaryDirectory() as folder:
         for name, cases in SERIES.items():
             points = []
             for size, groups, length in cases:
-                found = cost(size, groups, length, given.turns, Path(folder))
+                case = (size, groups, length)
+                found = known[case] = known.get(case) or cost(*case, given.turns, Path(folder))
                 grown = {"groups": groups, "length": length, "parameters": sizes[size]}[name]
                 points.append((float(grown), found))
                 rows.append({"grows": name, "size": size, "groups": groups, "length": length, "ms": round(found)})
