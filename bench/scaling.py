@@ -28,7 +28,11 @@ SERIES: dict[str, tuple[tuple[str, int, int], ...]] = {
 
 def cost(size: str, groups: int, length: int, turns: int, folder: Path) -> float:
     """Milliseconds for a thousand tokens."""
-    settings = {"path": step.model(size, folder), "compute": "float32", "folder": str(folder / f"{size}-{groups}-{length}")}
+    settings = {
+        "path": step.model(size, folder),
+        "compute": "float32",
+        "folder": str(folder / f"{size}-{groups}-{length}"),
+    }
     more = {"whole": True, "groups": groups, "reply": length}
     found = peers.raced({"tropism": (step.tropism, settings | more)}, 1, turns)["tropism"]
     return statistics.median(1e6 * turn["step"] / turn["tokens"] for turn in found)
