@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -49,7 +50,7 @@ TASKS, SAMPLES, DRAWN = 100, 128, (1, 2, 4, 8, 16, 32, 64, 128)
 STAGES = ("unguarded", "guarded", "dpo")
 SCORERS = ("rm", "watch", "biased", "balanced")
 PAID = {"rm": "guarded", "biased": "longer", "balanced": "corrected"}
-"""Reward model -> the stage that it paid with the same care."""
+"""Reward model -> a stage that it paid, alone or with another, less the divergence's price."""
 PROXY, WATCH = "eval/reward_model/rm", "eval/reward_model/watch"
 
 Point = tuple[float, float, float, float]
@@ -222,6 +223,10 @@ def main() -> int:
             print(f"| {seed} | " + " | ".join(str(row[column]) for column in columns) + " |")
     for seed, result in found.items():
         print(f"\nseed {seed}, the reward model on the other half's pairs: {result['reward model']}")
+        for stage in STAGES:
+            gold = [point[3] for point in result["points"][stage]]
+            late, before = statistics.fmean(gold[-8:]), statistics.fmean(gold[-12:-8])
+            print(f"  {stage}: mean gold of the last eight evaluations {late:.2f}, of the four before {before:.2f}")
         for line in result["lengths"]:
             print("  " + ", ".join(f"{key} {value}" for key, value in line.items()))
     (RESULTS / "figure.svg").write_text(figure(found))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from small import rollout, turn
-from tropism.training.numbers import eval_numbers, mismatch, rollout_numbers
+from tropism.training.numbers import eval_numbers, rollout_numbers, sampler_gap
 from tropism.types import LEFT_OUT, Failure, Stop
 
 BROKEN = Failure("play", "broke")
@@ -110,8 +110,8 @@ def test_a_sampler_s_log_probs_are_told_apart_though_their_weight_is_one_on_aver
     batch = SimpleNamespace(
         behavior_logp=m.log()[drawn][None], proximal_logp=p.log()[drawn][None], action_mask=torch.ones(1, 10) > 0
     )
-    found = mismatch(batch)
+    found = sampler_gap(batch)
     assert found["sampling/sampling_logp_difference/mean"] == pytest.approx(0.641404, abs=1e-6)
     assert found["sampling/sampling_logp_difference/max"] == pytest.approx(math.log(2.5))
     assert found["sampling/kl"] == pytest.approx(float((m * (m / p).log()).sum())) == pytest.approx(0.274887, abs=1e-6)
-    assert mismatch(SimpleNamespace(behavior_logp=None, proximal_logp=None)) == {}
+    assert sampler_gap(SimpleNamespace(behavior_logp=None, proximal_logp=None)) == {}

@@ -22,7 +22,7 @@ from tropism.training import checkpoint
 from tropism.training.checkpoint import State
 from tropism.training.collate import collate
 from tropism.training.model import Policy
-from tropism.training.numbers import ROUNDED, mismatch, nats, rollout_numbers
+from tropism.training.numbers import ROUNDED, nats, rollout_numbers, sampler_gap
 from tropism.training.optim import AdamW, scheduled
 from tropism.training.ranks import Ranks
 from tropism.training.rows import record_rows
@@ -125,7 +125,7 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         own, taught = measured(job, state, rollouts, batch, dealt)
         numbers |= taught
         batch = ranks.whole(batch, own, dealt)
-        numbers |= mismatch(batch)
+        numbers |= sampler_gap(batch)
         if batch.reference_logp is not None and job.stage.env:
             numbers["kl/episode"] = nats(batch)
         credit = method.credit(batch)

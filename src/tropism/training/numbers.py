@@ -78,7 +78,7 @@ def nats(batch: Batch) -> float:
     return float(away) / max(1, len(batch.episode.unique()))
 
 
-def mismatch(batch: Batch) -> dict[str, float]:
+def sampler_gap(batch: Batch) -> dict[str, float]:
     """How far the sampler's log-probs are from the trainer's, over what was said: mean and largest |log p - log m|,
     and mean of k3, an estimate of KL(m || p). The weight that corrects for it is 1 on average whatever they are."""
     if batch.behavior_logp is None or batch.proximal_logp is None or not batch.action_mask.any():

@@ -122,7 +122,8 @@ def drawn(recipe: Recipe, env: Named, sampling: Sampling, policy: Policy) -> tup
 
 
 def lasting(recipe: Recipe, stage: Stage, folder: Path) -> int:
-    """Steps of a stage; one that samples its rows may keep fewer of them and be shorter."""
+    """Steps of a stage. One that samples its rows may keep fewer of them and be shorter; one that balances pairs reads
+    some again and is longer."""
     data = stage.data
     if stage.train.steps or data is None:
         return stage.train.steps
