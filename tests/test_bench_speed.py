@@ -55,7 +55,7 @@ def test_a_step_is_accounted_for_by_kinds_of_operation():
     for row in rows:
         kinds = [row[kind] for kind in (*floor.KINDS, "optimizer", "other", "python")]
         assert sum(kinds) == pytest.approx(row["ms"], abs=len(kinds)) and min(kinds) >= 0
-        assert row["floor"] > 0 and row["products"] == max(kinds) and row["other"] < 0.1 * row["ms"]
+        assert row["floor"] > 0 and row["products"] == max(kinds) and row["other"] < 0.2 * row["ms"]
 
 
 def test_a_gradient_is_compared_by_halves_that_share_no_noise():

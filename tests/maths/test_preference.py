@@ -1,5 +1,6 @@
 """The losses of preferred answers against tables of numbers, their slopes, their least points and each other."""
 
+import itertools
 import math
 
 import pytest
@@ -31,6 +32,19 @@ def test_bradley_and_terrys_loss_and_its_slope_by_hand():
 
 def test_it_stays_finite_where_a_sigmoid_would_be_zero():
     close(preference.sigmoid(numbers(-1000.0, 1000.0)), numbers(1000.0, 0.0))
+
+
+def test_a_ranking_of_two_is_bradley_and_terrys_pair_and_every_order_has_a_share_of_one():
+    pairs = torch.randn(50, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    close(preference.plackett_luce(pairs), preference.sigmoid(pairs[:, 0] - pairs[:, 1]))
+    close(preference.plackett_luce(torch.zeros(4, dtype=F64)), torch.tensor(math.log(24), dtype=F64))
+    scores = torch.tensor([1.0, -0.5, 0.3], dtype=F64)
+    orders = torch.tensor(list(itertools.permutations(range(3))))
+    shares = torch.exp(-preference.plackett_luce(scores[orders]))
+    close(shares.sum(), torch.tensor(1.0, dtype=F64))
+    assert shares.argmax() == orders.tolist().index([0, 2, 1])
+    first = torch.exp(scores) / torch.exp(scores).sum()
+    close(shares[orders[:, 0] == 1].sum(), first[1])
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,8 @@ def server(judge_model):
             pass
 
     class Server(ThreadingHTTPServer):
+        request_queue_size = 64  # with 5, as it comes, connections are reset where the machine is busy
+
         def handle_error(self, *_):  # a client that gave up is what some of these tests plant
             pass
 

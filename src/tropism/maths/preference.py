@@ -37,6 +37,23 @@ def robust(margin: Tensor, *, flipped: float = 0.0) -> Tensor:
     return softplus(-margin) - flipped / (1 - 2 * flipped) * margin
 
 
+def plackett_luce(score: Tensor) -> Tensor:
+    """-log of the probability that answers are ranked as they stand, best first: sum over i of
+
+        log(sum over j >= i of e^r_j) - r_i
+
+    which for two answers is Bradley and Terry's, `sigmoid` of their difference. Plackett 1975, Applied Statistics 24.
+
+    Args:
+        score: [..., K].
+
+    Returns:
+        [...], at least 0; log K! where all scores are equal.
+    """
+    below = torch.logcumsumexp(score.flip(-1), -1).flip(-1)
+    return (below - score).sum(-1)
+
+
 def hinge(margin: Tensor) -> Tensor:
     """max(0, 1 - m). Zhao et al. 2023 (SLiC-HF), arXiv:2305.10425, eq. 2, with the reference as in DPO."""
     return (1 - margin).clamp(min=0)
