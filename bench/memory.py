@@ -21,9 +21,9 @@ METHODS = ("grpo", "opd", "sdpo")
 VOCABULARIES, LENGTHS, GROUPS = (1_000, 32_000, 151_936), (64, 256), (8, 32)
 
 
-def resident(name: str) -> float:
-    """VmRSS or VmHWM of this process, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def resident(name: str, process: int | str = "self") -> float:
+    """VmRSS or VmHWM of a process, in MB."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 

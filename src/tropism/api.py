@@ -273,5 +273,5 @@ def plan(recipe: Recipe, hardware: str = "here") -> Iterator[Plan]:
         if stage.method.needs.live & {"value", "last_value"}:
             policy.add_critic()
         found = planned(recipe, stage, policy, Path(recipe.output) / recipe.name, hardware, process)
-        process = found.memory["the process"]
+        process = found.memory["the process"] / found.processes
         yield found

@@ -6,11 +6,11 @@ import pytest
 
 from tropism import api
 from tropism.cli import plan as command
-from tropism.config import Model
+from tropism.config import Lora, Model
 from tropism.errors import ConfigError
 from tropism.recipe import resolve
+from tropism.training import model, workload
 from tropism.training import plan as planning
-from tropism.training import workload
 from tropism.training.model import load_policy
 
 SUMS = {"reasoning": {"config": {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}}}
@@ -67,6 +67,29 @@ def test_what_a_method_measures_is_counted_as_often_as_it_is_read():
     assert against.work.measured == pytest.approx(2 * taught.work.measured, rel=0.01)
     assert kept.memory["teachers and reference"] == kept.memory["weights"]
     assert "teachers and reference" not in plain.memory
+
+
+def test_a_teacher_of_another_size_counts_as_often_as_it_is_larger(tmp_path):
+    """One twice as deep, and one per domain of which the other is the policy's own size; an adapter is its base."""
+    tall = {"num_hidden_layers": 8}
+    for name, shape in (("same", {}), ("tall", tall)):
+        load_policy(Model(path="tiny", shape=shape, device="cpu"), 0).save(tmp_path / name)
+    adapter = Model(path=str(tmp_path / "tall"), lora=Lora(rank=1), device="cpu")
+    load_policy(adapter, 0).save(tmp_path / "adapter")
+
+    def of(who):
+        (plan,) = planned(RL | {"method": {"opd": {"teacher": {"who": who}}}}, hardware="h100")
+        return plan.work.measured / plan.work.learned, plan.memory["teachers and reference"] / plan.memory["weights"]
+
+    count = {name: model.weights_of(str(tmp_path / name)) for name in ("same", "tall", "adapter")}
+    larger = count["tall"] / count["same"]
+    assert larger > 1.5 and count["adapter"] == count["tall"]
+    for name, size in (("same", 1.0), ("tall", larger), ("adapter", larger)):
+        assert of(str(tmp_path / name)) == pytest.approx((size, size), rel=1e-3)
+    both = {"a": str(tmp_path / "same"), "b": str(tmp_path / "tall")}
+    assert of(both) == pytest.approx(((1 + larger) / 2, 1 + larger), rel=1e-3)
+    with pytest.raises(ConfigError, match="nowhere' could not be opened"):
+        of(str(tmp_path / "nowhere"))
 
 
 def test_rows_of_data_are_counted_as_they_are():
@@ -148,6 +171,26 @@ def test_what_does_not_fit_is_said_with_what_to_do():
     (plan,) = planned(RL, hardware="t4")
     said = list(command.lines(replace(plan, room=1e6)))
     assert any("does not fit: lower train.micro_tokens" in line for line in said)
+
+
+def test_several_processes_share_the_rows_and_hold_everything_each(monkeypatch):
+    """Each keeps four fifths of its rate; the optimizer's steps are made in all of them."""
+    given = {"drawing": 4.0, "learning": 8.0, "moving": 1.0}
+    monkeypatch.setattr(planning, "timed", lambda *_: (given, ()))
+    monkeypatch.setattr(planning.processes, "kept", lambda model, count: 0.8)
+    monkeypatch.setattr(planning.processes, "cores", lambda: 2)
+    made = {"name": "plan", "model": {"path": "tiny", "device": "cpu"}, "stages": [RL, RL | {"name": "again"}]}
+    one, two, auto = (list(api.plan(resolve(made | {"processes": n}))) for n in (1, 2, "auto"))
+    assert one[0].seconds == given
+    for plan in (*two, *auto):
+        assert plan.seconds == pytest.approx({"drawing": 2.5, "learning": 5.0, "moving": 1.25})
+        for name in ("weights", "gradients and moments", "learning"):
+            assert plan.memory[name] == 2 * one[0].memory[name]
+        assert plan.memory["drawing"] < 2 * one[0].memory["drawing"]
+        assert plan.memory["the process"] == pytest.approx(2 * one[0].memory["the process"], rel=0.2)
+    assert (two[0].work.learned, two[0].work.rows) == (one[0].work.learned, one[0].work.rows)
+    assert two[0].notes == ("2 processes of one thread: beside the others each keeps 80% of its rate (measured)",)
+    assert "auto may decide for one" in auto[0].notes[0]
 
 
 def test_a_faster_size_of_micro_batches_is_named(monkeypatch):

@@ -14,7 +14,8 @@ import again
 import tropism
 import world
 from tropism.api import resolved_recipe
-from tropism.errors import ConfigError
+from tropism.config import Model
+from tropism.errors import ConfigError, TropismError
 from tropism.record import Run, latest, saved_in
 from tropism.training import processes
 
@@ -164,3 +165,16 @@ def test_if_one_dies_the_run_ends_and_says_so(tmp_path):
     words = [sys.executable, "-m", "tropism", "train", str(tmp_path / "recipe.yaml")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=100, env=env, cwd=tmp_path)
     assert done.returncode == 1 and "process 1 died" in done.stderr, done.stderr
+
+
+def test_what_a_process_keeps_of_its_rate_beside_another_is_measured_and_the_other_ends(monkeypatch):
+    begun, start, threads = [], processes.started, torch.get_num_threads()
+    monkeypatch.setattr(processes, "started", lambda *words: begun.append(start(*words)) or begun[-1])
+    assert 0.2 < processes.kept(Model(**world.MODEL), 2) < 2
+    assert torch.get_num_threads() == threads and [other.poll() is None for other in begun] == [False]
+
+
+def test_a_process_that_cannot_be_measured_beside_says_why(monkeypatch):
+    monkeypatch.setattr(processes, "probe", lambda model: lambda: None)
+    with pytest.raises(TropismError, match=r"process 1 died: .*nowhere"):
+        processes.kept(Model(path="./nowhere", device="cpu"), 2)

@@ -187,9 +187,20 @@ def load_adapter(module: Any, state: Mapping[str, Tensor]) -> None:
         value.copy_(state[name])
 
 
+def below(path: str) -> str:
+    """What an adapter's directory is an adapter of."""
+    return str(json.loads((Path(path) / CONFIG).read_text())["base_model_name_or_path"])
+
+
+def base_of(path: str) -> str:
+    """The model under all the adapters of a path, which is itself where it has none."""
+    while (Path(path) / CONFIG).exists():
+        path = below(path)
+    return path
+
+
 def with_adapter_merged(path: str, load: Any) -> Any:
     """What an adapter's directory stands for: its base, loaded by `load(path)`, with the adapter merged in."""
-    told = json.loads((Path(path) / CONFIG).read_text())
-    under = str(told["base_model_name_or_path"])
+    under = below(path)
     base = with_adapter_merged(under, load) if (Path(under) / CONFIG).exists() else load(under)
     return peft().PeftModel.from_pretrained(base, path).merge_and_unload()

@@ -341,6 +341,18 @@ def pretrained(path: str) -> tuple[Any, Any]:
     return module, tokenizer
 
 
+def weights_of(path: str) -> int:
+    """How many weights a model has that `load_policy` would load; none is read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    found = adapters.base_of(trained(path))
+    try:
+        with torch.device("meta"):
+            return int(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(found)).num_parameters())
+    except Exception as error:  # somebody else's files raise anything
+        raise ConfigError(f"{path!r} could not be opened: {first_line(error)}") from error
+
+
 def trained(path: str) -> str:
     """A run or one of its stages stands for its last checkpoint; any other path for itself."""
     local = Path(path)

@@ -4,6 +4,7 @@ Small models on a CPU gain little from threads within an operation, and much fro
 process runs the same recipe; `ranks.py` splits play and gradients among them, and the first one writes the record.
 
     python -m tropism.training.processes RANK SIZE FOLDER      what each of the others is
+    python -m tropism.training.processes busy RANK FOLDER      one that only works, beside which a rate is measured
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def wanted(recipe: Recipe) -> int:
+    """How many there would be at most."""
+    return 1 if not on_cpu(recipe.model) else cores() if recipe.processes == "auto" else recipe.processes
+
+
 @contextlib.contextmanager
 def together(recipe: Recipe, say: Say, *, resume: bool = False) -> Iterator[None]:
     """As many processes as the recipe asks for, for as long as this lasts.
@@ -57,7 +63,7 @@ def together(recipe: Recipe, say: Say, *, resume: bool = False) -> Iterator[None
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "recipe.pickle").write_bytes(pickled(recipe, measured))
-        others = [started(rank, count, folder) for rank in range(1, count)]
+        others = [started(rank, folder, str(rank), str(count)) for rank in range(1, count)]
         try:
             join(0, count, folder, recipe, measured, say, threads)
             yield
@@ -115,12 +121,12 @@ def check(recipe: Recipe, count: int) -> None:
             )
 
 
-def started(rank: int, count: int, folder: str) -> subprocess.Popen[bytes]:
+def started(rank: int, folder: str, *words: str) -> subprocess.Popen[bytes]:
     """Another process; what it says goes to a file, for it is news only if it dies."""
-    words = [sys.executable, "-m", "tropism.training.processes", str(rank), str(count), folder]
+    command = [sys.executable, "-m", "tropism.training.processes", *words, folder]
     with open(Path(folder) / f"{rank}.log", "wb") as log:
         env = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
 
 
 def dead(others: Sequence[subprocess.Popen[bytes]], folder: str) -> TropismError | None:
@@ -184,6 +190,41 @@ def rate(work: Callable[[], None]) -> float:
     return times / (time.perf_counter() - began)
 
 
+def kept(model: Model, count: int) -> float:
+    """Which share of its rate a process of one thread keeps while others, `count` with it, work on the same."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model.pickle").write_bytes(pickle.dumps(model))
+        others = [started(rank, folder, "busy", str(rank)) for rank in range(1, count)]
+        try:
+            work = probe(model)
+            while not all((Path(folder) / f"{rank}.ready").exists() for rank in range(1, count)):
+                if any(other.poll() is not None for other in others):
+                    raise dead(others, folder) or TropismError("a process that was to be measured beside has ended.")
+                time.sleep(0.02)
+            beside = rate(work)
+            for other in others:
+                other.kill()
+            return beside / rate(work)
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+            torch.set_num_threads(threads)
+
+
+def busy(rank: int, folder: str) -> int:
+    """Work until killed, or until nobody is there any more to do so."""
+    torch.set_num_threads(1)
+    work, parent = probe(pickle.loads((Path(folder) / "model.pickle").read_bytes())), os.getppid()
+    work()
+    (Path(folder) / f"{rank}.ready").touch()
+    while os.getppid() == parent:
+        work()
+    return 0
+
+
 def main(rank: int, count: int, folder: str) -> int:
     """One of the others, from its start to its end."""
     from tropism.training.run import run
@@ -201,4 +242,6 @@ def main(rank: int, count: int, folder: str) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "busy":
+        sys.exit(busy(int(sys.argv[2]), sys.argv[3]))
     sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from tropism.config import Named, Recipe, Sampling, Stage
@@ -16,10 +18,11 @@ from tropism.signals.frozen import TAUGHT
 from tropism.teacher import apart, teacher_of
 from tropism.training.collate import collate
 from tropism.training.fit import demonstration, load_rows
-from tropism.training.model import Policy
+from tropism.training.model import Policy, weights_of
 from tropism.training.packed import micro_batches, pack
 from tropism.training.run import located
 from tropism.training.sampled import ROWS
+from tropism.training.teachers import SELF
 from tropism.types import Batch, Rollout, Task, Turn
 
 PROBED = 16
@@ -44,7 +47,8 @@ class Work:
     learned: int
     """Forward and back."""
     measured: int
-    """Forward alone: a reference, a teacher."""
+    """Forward alone: a reference, a teacher. Each counts as often as the model that reads it is as large as the
+    policy."""
     assumed: str
     """What replies were taken for."""
 
@@ -61,9 +65,9 @@ def counted(recipe: Recipe, stage: Stage, policy: Policy, folder: Path) -> Work:
     first = {tuple(each[0].context) for each in turns}
     later = sum(len(turn.context) for each in turns for turn in each[1:])
     learned = sum(spared(batch[part]) for part in micro_batches(batch, stage.train.micro_tokens, packed=policy.packs()))
-    extra = 0
+    extra, large = 0.0, teachers(stage, policy)
     if (teacher := teacher_of(stage.method)) is not None and teacher.reads and stage.env:
-        extra = sum(said) * (1 + bool(teacher.against))  # what it reads is about as long as a reply
+        extra = sum(said) * (1 + bool(teacher.against)) * mean(large)  # what it reads is about as long as a reply
     return Work(
         batch=batch,
         share=share,
@@ -72,7 +76,7 @@ def counted(recipe: Recipe, stage: Stage, policy: Policy, folder: Path) -> Work:
         rows=total if stage.env else 0,
         longest=max(said, default=0),
         learned=round(learned / share * (stage.train.epochs if stage.env else 1)),
-        measured=round((passes(stage) * learned + extra) / share),
+        measured=round((passes(stage, large) * learned + extra) / share),
         assumed=assumed,
     )
 
@@ -87,14 +91,28 @@ def referred(stage: Stage) -> bool:
     return "reference_logp" in stage.method.needs.measured or stage.train.kl_budget is not None
 
 
-def passes(stage: Stage) -> int:
-    """How many passes over its rows a step makes without gradient, sampler and trainer being one."""
+def passes(stage: Stage, large: Sequence[float]) -> float:
+    """How many passes of the policy over its rows a step makes without gradient, sampler and trainer being one."""
     needs = stage.method.needs.measured
-    count = int(referred(stage)) + int("value" in needs)
+    count = float(int(referred(stage)) + int("value" in needs))
     teacher = teacher_of(stage.method)
     if teacher is not None and needs & TAUGHT:
-        count += 1 + bool(teacher.against) + (teacher.support == "teacher")
+        count += (1 + bool(teacher.against)) * mean(large) + (teacher.support == "teacher")
     return count
+
+
+def teachers(stage: Stage, policy: Policy) -> list[float]:
+    """How many times as large as the policy each model is that teaches; the policy itself and a copy of it are 1.
+
+    Raises:
+        ConfigError: one cannot be found.
+    """
+    teacher = teacher_of(stage.method)
+    if teacher is None:
+        return []
+    names = [teacher.who] if isinstance(teacher.who, str) else dict.fromkeys(teacher.who.values())
+    mine = policy.module.num_parameters()
+    return [1.0 if name in SELF else weights_of(name) / mine for name in names]
 
 
 def drawn(recipe: Recipe, env: Named, sampling: Sampling, policy: Policy) -> tuple[list[Rollout], int, str]:
