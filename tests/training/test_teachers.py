@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -27,7 +28,7 @@ from tropism.training.collate import collate
 from tropism.training.model import load_policy
 from tropism.training.ranks import Ranks
 from tropism.training.teachers import check, heard, load_other, open_tutor, openings
-from tropism.types import Ask, Needs, SamplingParams
+from tropism.types import Ask, Needs, Output, SamplingParams
 
 SETTINGS = Model(**world.MODEL)
 LONG = {"groups": 12, "group_size": 2, "max_tokens": 4}
@@ -253,6 +254,22 @@ def test_a_domain_is_taught_by_its_own_model_and_tasks_without_one_by_the_model_
     assert numbers["teacher/length/a"] == 2
     with pytest.raises(ConfigError, match="a task has the domain 'chess', but"):
         said(tutor, student, ("chess", [5, 6]))
+
+
+def test_of_each_domain_it_is_told_on_what_share_of_tokens_the_sampler_is_too_far_away(student, teachers):
+    """The first token of `a` was sampled as the trainer would, all others at three times the probability or a third."""
+    tutor = opened(MOPD(teacher=Teacher(who={"a": teachers["one"], "b": teachers["two"]})), student)
+    rollouts = [rollout(turn(student.words.context("0 say a: "), [5, 6]), domain=domain) for domain in "ab"]
+    needs = Needs(measured=frozenset({"proximal_logp"}))
+    batch = measure(collate(rollouts, codes={}), needs, policy=tutor.student, exact=False)
+    sampled = batch.proximal_logp + torch.tensor([[math.log(3)], [-math.log(3)]])
+    first = batch.action_mask.int().argmax(1)[0]
+    sampled[0, first] = batch.proximal_logp[0, first] + 0.5
+    batch, sums = tutor.measure(batch.replace(behavior_logp=sampled), openings(rollouts, apart=False))
+    assert [Ranks().means(sums)[f"teacher/mismatch/{domain}"] for domain in "ab"] == [0.5, 1.0]
+    out = Output(logp=batch.proximal_logp, entropy=sampled)
+    dropped = MOPD().loss(out, batch, MOPD().credit(batch)).metrics["sampling/dropped"]
+    assert [dropped[row][batch.action_mask[row]].mean() for row in (0, 1)] == [0.5, 1.0]
 
 
 def test_a_model_that_teaches_two_domains_is_opened_once(student, teachers, monkeypatch):

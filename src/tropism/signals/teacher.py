@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +50,9 @@ class Tutor:
         Returns:
             metrics: (sum, over how many), so that processes can be added up. Shares of rows that had a teacher, one of
             whose contexts was cut, whose numbers were not finite; how many tokens it read, over all its passes; and the
-            mean of log proximal - log teacher over tokens that had one, with several teachers for each domain too, and
-            how many tokens a row of it has: a wrong route is a domain whose gap does not fall.
+            mean of log proximal - log teacher over tokens that had one, with several teachers for each domain too, with
+            how many tokens a row of it has and on what share of them trainer and sampler differ by a factor beyond two,
+            which `mopd` drops unless told otherwise: a wrong route is a domain whose gap does not fall.
         """
         names = [*self.teacher.reads, *self.teacher.against]
         told = [available(opening, names) for opening in openings]
@@ -79,6 +81,9 @@ class Tutor:
             own = heard & torch.tensor([name == domain for name in domains], device=there.device)[:, None]
             each[f"teacher/kl/{domain}"] = (float(gap[own].sum()), float(own.sum()))
             each[f"teacher/length/{domain}"] = (float(own.sum()), float(own.any(1).sum()))
+            if batch.behavior_logp is not None:
+                far = (batch.proximal_logp - batch.behavior_logp).abs() > math.log(2)
+                each[f"teacher/mismatch/{domain}"] = (float((far & own).sum()), float(own.sum()))
         return batch, each | {
             "teacher/share": (float(there.sum()), rows),
             "teacher/cut": (float(sum(any(context.cut for context in found) for found in shown)), rows),
