@@ -10,7 +10,7 @@ A seed's points are kept in bench/overoptimisation/SEED.json and not made again 
 
 a and b by least squares; gold turns where the curve is highest. One table of the ends, seed by seed, and one figure.
 Then how much a reward model likes length where gold is the same: of pairs by people who like it too, as they are and
-balanced, and how much of either is left without the straight line of score over length (reward_models.without_length).
+balanced.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from tropism.envs import open_source
 from tropism.maths.best_of_n import expected_best, kl_of_best
 from tropism.record import Run
 from tropism.rollout.play import play
-from tropism.signals.reward_model import scale_of, scaled
 from tropism.training.model import load_policy
 from tropism.training.scorer import Scorer
 from tropism.types import Rollout, SamplingParams, seed_of
@@ -93,11 +92,6 @@ def best_of_n(scores: dict[str, Tensor], gold: Tensor) -> list[Point]:
     proxy, watch, true = (one.view(TASKS, SAMPLES) for one in (scores["rm"], scores["watch"], gold))
     best = [[float(expected_best(values, proxy, n).mean()) for values in (proxy, watch, true)] for n in DRAWN]
     return [(math.sqrt(kl_of_best(n)), p, w, g) for n, (p, w, g) in zip(DRAWN, best, strict=True)]
-
-
-def without_length(score: Tensor, length: Tensor) -> Tensor:
-    scores, tokens = score.tolist(), [int(n) for n in length]
-    return torch.tensor(scaled(scores, scale_of(scores, tokens), tokens), dtype=torch.float64)
 
 
 def pull_of_length(score: Tensor, gold: Tensor, length: Tensor) -> float:
@@ -182,11 +176,7 @@ def of_seed(run: Path, seed: int) -> dict[str, Any]:
     accuracy = [line for line in Run(run / "rm").metrics() if "eval/rewards/accuracies" in line][-1]
     told = {name.removeprefix("eval/"): value for name, value in accuracy.items() if re.search("accurac|calib", name)}
     lengths = [
-        {
-            "reward model": name,
-            "pull of length": round(pull_of_length(scores[name], gold, length), 2),
-            "without_length": round(pull_of_length(without_length(scores[name], length), gold, length), 2),
-        }
+        {"reward model": name, "pull of length": round(pull_of_length(scores[name], gold, length), 2)}
         | ({"policy": PAID[name]} | ends(run, PAID[name]) if name in PAID else {})
         for name in SCORERS
     ]

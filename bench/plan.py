@@ -1,9 +1,9 @@
 """What `tropism plan` says of a GRPO step, and what the step takes: python bench/plan.py [--sizes 1M,4M,20M] [--json]
 
 The step of bench/step.py: 16 prompts of 16 tokens, 8 replies each of at most 48 tokens, random weights, one thread,
-float32. Time is compared in the process that made the plan, right after it: the median of five steps. Memory is the
-highest resident memory of a fresh process that makes the same steps. On Linux, which keeps count. With `--processes 2`
-the steps are made by two processes of one thread that train as one, and memory is that of both.
+float32. Time is compared right after the plan and in its process: the median of five steps. Memory is the highest
+resident memory of a fresh process that makes the same steps. With `--processes 2` the steps are made by two processes
+of one thread that train as one, and memory is that of both. On Linux, which keeps count.
 """
 
 from __future__ import annotations

@@ -267,11 +267,13 @@ def plan(recipe: Recipe, hardware: str = "here") -> Iterator[Plan]:
     Args:
         hardware: `here`, where rates are measured for seconds, or a machine with a known data sheet, such as h100.
     """
-    process = 0.0
+    process, count = 0.0, processes.wanted(recipe) if hardware == "here" else 1
+    processes.check(recipe, count)
+    beside = processes.rate_beside(recipe.model, count) if count > 1 else 1.0
     for stage in recipe.stages:
         policy = load_policy(recipe.model, recipe.seed)
         if stage.method.needs.live & {"value", "last_value"}:
             policy.add_critic()
-        found = planned(recipe, stage, policy, Path(recipe.output) / recipe.name, hardware, process)
+        found = planned(recipe, stage, policy, Path(recipe.output) / recipe.name, hardware, process, beside)
         process = found.memory["the process"] / found.processes
         yield found

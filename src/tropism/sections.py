@@ -241,15 +241,8 @@ class Learned:
     standardise: bool = True
     """Shift and scale each so that replies of the stage's start model, drawn at every start, have mean 0 and standard
     deviation 1."""
-    without_length: bool = False
-    """Take away from each what the length of those replies explains, by a straight line: an honest part of it too."""
 
     def __post_init__(self) -> None:
-        require(
-            self.standardise or not self.without_length,
-            "reward_models.without_length takes its line from the replies that reward_models.standardise draws. "
-            "Set both, or neither.",
-        )
         require(bool(self.models), "reward_models.who is empty. Name a run that trained a reward model, or several.")
         require(
             len(set(self.models)) == len(self.models),

@@ -2,23 +2,12 @@
 
 import math
 import random
-import statistics
 
 import pytest
 
 from small import rollout, turn
-from tropism.signals.reward_model import (
-    PART,
-    POOLS,
-    SPREAD,
-    Ensemble,
-    Scale,
-    by_steps,
-    lengths,
-    scale_of,
-    scaled,
-    whole,
-)
+from tropism.errors import ConfigError
+from tropism.signals.reward_model import PART, POOLS, SPREAD, Ensemble, by_steps, scales_of, whole
 from tropism.types import Failure, Stop
 
 ROLLOUTS = [rollout(turn([1, 2], [3])), rollout(turn([1], [2]), turn([1, 2, 5], [6, 7]))]
@@ -98,27 +87,16 @@ def test_a_step_without_a_finite_score_fails_its_reply(bad, pool):
 
 def test_members_are_put_on_one_scale():
     scores = [[1.0, 3.0], [100.0, 500.0], [7.0, 7.0]]
-    scales = [scale_of(some) for some in scores]
-    assert [scale[:2] for scale in scales] == [(2.0, 1.0), (300.0, 200.0), (7.0, 1.0)]
+    scales = scales_of(scores)
+    assert scales == [(2.0, 1.0), (300.0, 200.0), (7.0, 1.0)]
     members = [lambda answers, some=some: some for some in scores]
     assert [found[PART] for found in Ensemble(members, scales=scales)(ROLLOUTS)] == pytest.approx([-2 / 3, 2 / 3])
 
 
-def test_length_is_taken_away_by_a_line_and_what_is_left_has_deviation_one():
-    """Scores 3 + 2 tokens + noise that no line explains: slope 2, deviation that of the noise."""
-    tokens, noise = [1, 2, 3, 4], [0.5, -0.5, -0.5, 0.5]
-    scores = [3 + 2 * n + e for n, e in zip(tokens, noise, strict=True)]
-    scale = scale_of(scores, tokens)
-    assert scale == pytest.approx((8.0, 0.5, 2.0, 2.5))
-    assert scaled(scores, scale, tokens) == pytest.approx([1.0, -1.0, -1.0, 1.0])
-    assert scaled([8.0 + 2 * 7.5], scale, [10]) == pytest.approx([0.0]), "beyond the lengths that were seen too"
-    assert scale_of(scores, [5, 5, 5, 5]) == pytest.approx((8.0, statistics.pstdev(scores), 0.0, 5.0))
-
-
-def test_the_length_that_counts_is_that_of_the_reply_which_is_scored():
-    assert lengths(ROLLOUTS) == [1, 2]
-    ensemble = Ensemble([lambda turns: [5.0 for _ in turns]], scales=[Scale(5.0, 1.0, 0.25, 1.0)])
-    assert [found[PART] for found in ensemble(ROLLOUTS)] == [0.0, -0.25]
+def test_scores_that_are_not_finite_make_no_scale_and_a_member_without_any_is_an_error():
+    assert scales_of([[1.0, math.nan, 3.0, math.inf]]) == scales_of([[1.0, 3.0]])
+    with pytest.raises(ConfigError, match="no reply of the start model with a finite number"):
+        scales_of([[1.0], [math.nan, -math.inf]])
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])

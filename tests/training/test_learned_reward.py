@@ -7,12 +7,9 @@ import pytest
 import tropism
 import world
 from again import same, train_until
-from tropism.api import resolved_recipe
-from tropism.config import Learned, Model
+from tropism.config import Learned
 from tropism.errors import ConfigError, GuardStopped
 from tropism.record import Run, latest
-from tropism.training.judges import open_reward_models
-from tropism.training.model import load_policy
 
 PAIRS = [
     {"prompt": f"{n % 2} say {'abc'[n % 3]}: ", "chosen": "aab"[: 1 + n % 3], "rejected": "zyx"} for n in range(12)
@@ -96,14 +93,6 @@ def test_the_start_models_replies_have_mean_zero_and_deviation_one(tmp_path):
     assert raw["rewards/reward_model/mean"] > 1
 
 
-@pytest.mark.parametrize("without", [True, False])
-def test_a_stage_may_take_the_length_of_replies_out_of_its_reward(run, tmp_path, without):
-    made = resolved_recipe(recipe(tmp_path, {"who": ["rm", "rm2"], "without_length": without}), (), {})
-    policy = load_policy(Model(path=str(run / "demos"), device="cpu"))
-    scales = open_reward_models(made, made.stages[-1], policy, run).scales
-    assert [scale.slope != 0 and 1 <= scale.length <= 4 for scale in scales] == [without, without]
-
-
 def test_a_killed_run_ends_as_if_it_had_not_been(run, tmp_path, monkeypatch):
     made = recipe(tmp_path, {"who": ["rm", "rm2"], "combine": "penalised"})
     train_until(made, 3, monkeypatch, stage="rl")
@@ -123,7 +112,6 @@ def test_a_run_elsewhere_may_be_named(run, tmp_path):
         ("demos", "holds no reward model"),
         ({"who": []}, "reward_models.who is empty"),
         ({"who": "rm", "penalty": -1.0}, "pay for disagreement"),
-        ({"who": "rm", "without_length": True, "standardise": False}, "Set both, or neither"),
         ({"who": "./nothing"}, "could not be loaded"),
     ],
 )

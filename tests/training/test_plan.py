@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tropism import api
 from tropism.cli import plan as command
@@ -86,6 +87,9 @@ def test_a_teacher_of_another_size_counts_as_often_as_it_is_larger(tmp_path):
     assert larger > 1.5 and count["adapter"] == count["tall"]
     for name, size in (("same", 1.0), ("tall", larger), ("adapter", larger)):
         assert of(str(tmp_path / name)) == pytest.approx((size, size), rel=1e-3)
+    quantized = RL | {"method": {"opd": {"teacher": {"who": str(tmp_path / "same")}}}}
+    (small,) = planned(quantized, hardware="h100", path=str(tmp_path / "tall"), lora={"rank": 1})
+    assert small.memory["teachers and reference"] == 4 * count["same"], "whatever the policy's weights take"
     both = {"a": str(tmp_path / "same"), "b": str(tmp_path / "tall")}
     assert of(both) == pytest.approx(((1 + larger) / 2, 1 + larger), rel=1e-3)
     with pytest.raises(ConfigError, match="nowhere' could not be opened"):
@@ -173,24 +177,35 @@ def test_what_does_not_fit_is_said_with_what_to_do():
     assert any("does not fit: lower train.micro_tokens" in line for line in said)
 
 
-def test_several_processes_share_the_rows_and_hold_everything_each(monkeypatch):
-    """Each keeps four fifths of its rate; the optimizer's steps are made in all of them."""
-    given = {"drawing": 4.0, "learning": 8.0, "moving": 1.0}
-    monkeypatch.setattr(planning, "timed", lambda *_: (given, ()))
-    monkeypatch.setattr(planning.processes, "kept", lambda model, count: 0.8)
-    monkeypatch.setattr(planning.processes, "cores", lambda: 2)
+def test_several_processes_share_the_groups_and_hold_everything_each(monkeypatch):
+    """Four groups and three processes: one has two. Each keeps four fifths of its rate on one thread."""
+    asked = []
+
+    def timed(stage, policy, work):
+        asked.append((work, torch.get_num_threads()))
+        return {"drawing": 4.0, "learning": 8.0, "moving": 1.0}, ()
+
+    monkeypatch.setattr(planning, "timed", timed)
+    monkeypatch.setattr(api.processes, "rate_beside", lambda model, count: 0.8)
+    monkeypatch.setattr(api.processes, "cores", lambda: 3)
     made = {"name": "plan", "model": {"path": "tiny", "device": "cpu"}, "stages": [RL, RL | {"name": "again"}]}
-    one, two, auto = (list(api.plan(resolve(made | {"processes": n}))) for n in (1, 2, "auto"))
-    assert one[0].seconds == given
-    for plan in (*two, *auto):
-        assert plan.seconds == pytest.approx({"drawing": 2.5, "learning": 5.0, "moving": 1.25})
-        for name in ("weights", "gradients and moments", "learning"):
-            assert plan.memory[name] == 2 * one[0].memory[name]
-        assert plan.memory["drawing"] < 2 * one[0].memory["drawing"]
-        assert plan.memory["the process"] == pytest.approx(2 * one[0].memory["the process"], rel=0.2)
-    assert (two[0].work.learned, two[0].work.rows) == (one[0].work.learned, one[0].work.rows)
-    assert two[0].notes == ("2 processes of one thread: beside the others each keeps 80% of its rate (measured)",)
-    assert "auto may decide for one" in auto[0].notes[0]
+    threads = torch.get_num_threads()
+    one, three, auto = (list(api.plan(resolve(made | {"processes": n}))) for n in (1, 3, "auto"))
+    assert torch.get_num_threads() == threads
+    (alone, _), (part, single) = asked[0], asked[2]
+    assert single == 1 and (len(part.batch), part.rows, part.share) == (6, 6, 1) and alone.rows == 12
+    for name in ("read", "drawn", "learned"):
+        assert getattr(part, name) == pytest.approx(getattr(alone, name) / 2, abs=1)
+    for plan in (*three, *auto):
+        assert plan.seconds == pytest.approx({"drawing": 5.0, "learning": 10.0, "moving": 1.25})
+        assert plan.memory["weights"] == 3 * one[0].memory["weights"]
+        assert plan.memory["gradients and moments"] == pytest.approx(4 * one[0].memory["gradients and moments"])
+        assert plan.memory["learning"] < 3 * one[0].memory["learning"]
+        assert plan.memory["the process"] == pytest.approx(3 * one[0].memory["the process"], rel=0.2)
+        assert plan.notes == ("3 processes of one thread, each at 80% of its rate alone",)
+        assert plan.work.learned == one[0].work.learned
+    with pytest.raises(ConfigError, match=r"sampling.groups = 4, too few for 5"):
+        list(api.plan(resolve(made | {"processes": 5})))
 
 
 def test_a_faster_size_of_micro_batches_is_named(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -167,14 +168,23 @@ def test_if_one_dies_the_run_ends_and_says_so(tmp_path):
     assert done.returncode == 1 and "process 1 died" in done.stderr, done.stderr
 
 
-def test_what_a_process_keeps_of_its_rate_beside_another_is_measured_and_the_other_ends(monkeypatch):
+def test_the_rate_that_a_process_keeps_beside_another_is_measured_and_the_other_ends(monkeypatch):
     begun, start, threads = [], processes.started, torch.get_num_threads()
     monkeypatch.setattr(processes, "started", lambda *words: begun.append(start(*words)) or begun[-1])
-    assert 0.2 < processes.kept(Model(**world.MODEL), 2) < 2
+    assert 0.2 < processes.rate_beside(Model(**world.MODEL), 2) <= 1
     assert torch.get_num_threads() == threads and [other.poll() is None for other in begun] == [False]
 
 
-def test_a_process_that_cannot_be_measured_beside_says_why(monkeypatch):
+def test_a_process_that_was_to_work_beside_another_and_cannot_says_why(monkeypatch):
     monkeypatch.setattr(processes, "probe", lambda model: lambda: None)
-    with pytest.raises(TropismError, match=r"process 1 died: .*nowhere"):
-        processes.kept(Model(path="./nowhere", device="cpu"), 2)
+    threads = torch.get_num_threads()
+    with pytest.raises(TropismError, match=r"process 1, beside which .* died: .*nowhere"):
+        processes.rate_beside(Model(path="./nowhere", device="cpu"), 2)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_process_that_only_works_ends_once_nobody_asks_for_it(tmp_path):
+    """Its parent is gone before it has begun: it is nobody's child that it knows."""
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps(Model(**world.MODEL)))
+    other = processes.started(1, str(tmp_path), "busy", "1", str(os.getpid() + 1))
+    assert other.wait(60) == 0 and not (tmp_path / "1.ready").exists()

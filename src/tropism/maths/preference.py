@@ -43,6 +43,7 @@ def plackett_luce(score: Tensor) -> Tensor:
         log(sum over j >= i of e^r_j) - r_i
 
     which for two answers is Bradley and Terry's, `sigmoid` of their difference. Plackett 1975, Applied Statistics 24.
+    For whoever has whole rankings; the methods here learn from pairs.
 
     Args:
         score: [..., K].

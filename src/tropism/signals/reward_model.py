@@ -6,8 +6,9 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from tropism.errors import ConfigError
 from tropism.types import Failure, Rollout, Scored, Stop, Turn
 
 PART, SPREAD = "reward_model", "reward_model/spread"
@@ -67,20 +68,6 @@ def by_steps(scores: Scores, ends: Callable[[int], bool], pool: str) -> Member:
     return member
 
 
-class Scale(NamedTuple):
-    """What makes a member's scores of known replies have mean 0 and deviation 1.
-
-    (r - mean - slope (tokens - length)) / deviation
-    """
-
-    mean: float
-    deviation: float
-    slope: float = 0.0
-    """Of a score, for one token more."""
-    length: float = 0.0
-    """Tokens of a reply, on average."""
-
-
 @dataclass(frozen=True)
 class Ensemble:
     """A scorer. Each member is first put on one scale, then they are combined. Coste et al. 2023, arXiv:2310.02743.
@@ -96,8 +83,8 @@ class Ensemble:
     members: Sequence[Member]
     combine: Literal["mean", "min", "penalised"] = "mean"
     penalty: float = 0.5
-    scales: Sequence[Scale] = ()
-    """Of each member; empty: scores as they are."""
+    scales: Sequence[tuple[float, float]] = ()
+    """Of each member, the mean and the standard deviation that become 0 and 1; empty: scores as they are."""
     names: Sequence[str] = ()
     """Of each member; with several, what each says is a part too."""
 
@@ -107,13 +94,16 @@ class Ensemble:
         return beside(len(self.members), self.names)
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Scored | Failure]:
-        said, tokens = self.scores(rollouts), lengths(rollouts)
-        said = [scaled(*pair, tokens) for pair in zip(said, self.scales, strict=True)] if self.scales else said
+        said = [self.scaled(n, scores) for n, scores in enumerate(self.scores(rollouts))]
         return [self.together(scores) for scores in zip(*said, strict=True)]
 
     def scores(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """Of each member, one per rollout: what it says of the last reply after all that was said before."""
         return [list(member([rollout.turns[-1] for rollout in rollouts])) for member in self.members]
+
+    def scaled(self, member: int, scores: Sequence[float]) -> list[float]:
+        mean, deviation = self.scales[member] if self.scales else (0.0, 1.0)
+        return [(score - mean) / deviation for score in scores]
 
     def together(self, scores: Sequence[float]) -> Scored | Failure:
         if not all(map(math.isfinite, scores)):
@@ -123,24 +113,17 @@ class Ensemble:
         return {PART: combined} | dict(zip(self.recorded, (math.sqrt(variance), *scores), strict=False))
 
 
-def lengths(rollouts: Sequence[Rollout]) -> list[int]:
-    """Tokens of the reply that is scored."""
-    return [len(rollout.turns[-1].action) for rollout in rollouts]
+def scales_of(scores: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """Mean and standard deviation of each member's finite scores; a member that says the same of everything keeps its
+    unit.
 
-
-def scaled(scores: Sequence[float], scale: Scale, tokens: Sequence[int]) -> list[float]:
-    mean, deviation, slope, length = scale
-    return [(score - mean - slope * (n - length)) / deviation for score, n in zip(scores, tokens, strict=True)]
-
-
-def scale_of(scores: Sequence[float], tokens: Sequence[int] = ()) -> Scale:
-    """Of one member. With tokens, the least-squares line of scores over them is taken away, and only what is left has
-    deviation 1: length then says nothing of a score, on these replies. Where it honestly says something, that goes too.
-
-    Huang et al. 2024, arXiv:2409.17407, with one line for all lengths instead of one about each. A member that says
-    the same of everything keeps its unit.
+    Raises:
+        ConfigError: none of a member's is finite.
     """
-    mean, length = statistics.fmean(scores), statistics.fmean(tokens) if tokens else 0.0
-    slope = statistics.linear_regression(tokens, scores).slope if len(set(tokens)) > 1 else 0.0
-    left = scaled(scores, Scale(mean, 1.0, slope, length), tokens or [0] * len(scores))
-    return Scale(mean, statistics.pstdev(left) or 1.0, slope, length)
+    found = [[score for score in one if math.isfinite(score)] for one in scores]
+    if not all(found):
+        raise ConfigError(
+            "a reward model scores no reply of the start model with a finite number, so it cannot be put on a scale. "
+            "Look at its training (metrics.jsonl of its stage), and train it again."
+        )
+    return [(statistics.fmean(one), statistics.pstdev(one) or 1.0) for one in found]

@@ -52,7 +52,8 @@ class Tutor:
             whose contexts was cut, whose numbers were not finite; how many tokens it read, over all its passes; and the
             mean of log proximal - log teacher over tokens that had one, with several teachers for each domain too, with
             how many tokens a row of it has and on what share of them trainer and sampler differ by a factor beyond two,
-            which `mopd` drops unless told otherwise: a wrong route is a domain whose gap does not fall.
+            which `mopd` drops unless told otherwise (0 where they are one). A wrong route is a domain whose gap does
+            not fall.
         """
         names = [*self.teacher.reads, *self.teacher.against]
         told = [available(opening, names) for opening in openings]

@@ -15,7 +15,7 @@ from tropism.load import load
 from tropism.signals import compare
 from tropism.signals.compare import Comparer
 from tropism.signals.judge import Answering, Panel, Voter, by_function, by_model, over_http
-from tropism.signals.reward_model import Ensemble, by_steps, lengths, scale_of, whole
+from tropism.signals.reward_model import Ensemble, by_steps, scales_of, whole
 from tropism.training.checkpoint import State
 from tropism.training.learn import Playing
 from tropism.training.model import Policy, load_policy
@@ -126,5 +126,4 @@ def open_reward_models(recipe: Recipe, stage: Stage, policy: Policy, folder: Pat
     replies = [one for one in playing.play(State(step=-4), groups, 0) if one.failure is None]
     if not replies:
         raise ConfigError("no reply of the start model could be played, so reward models cannot be put on one scale.")
-    tokens = lengths(replies) if learned.without_length else ()
-    return replace(ensemble, scales=tuple(scale_of(scores, tokens) for scores in ensemble.scores(replies)))
+    return replace(ensemble, scales=tuple(scales_of(ensemble.scores(replies))))

@@ -7,10 +7,11 @@ left out of the update. So time is rather more than the run will take; the words
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +25,8 @@ from tropism.teacher import teacher_of
 from tropism.training import processes
 from tropism.training.model import Policy
 from tropism.training.packed import micro_batches
-from tropism.training.workload import Work, counted, lasting, referred, spared, teachers
+from tropism.training.teachers import SELF
+from tropism.training.workload import Work, counted, lasting, parted, referred, spared, teachers
 from tropism.types import Batch, SamplingParams, Turn
 
 SECONDS = 3.0
@@ -95,21 +97,40 @@ class Plan:
         return max(self.seconds, key=lambda name: self.seconds[name])
 
 
-def planned(recipe: Recipe, stage: Stage, policy: Policy, folder: Path, hardware: str, process: float = 0.0) -> Plan:
+def planned(
+    recipe: Recipe,
+    stage: Stage,
+    policy: Policy,
+    folder: Path,
+    hardware: str,
+    process: float = 0.0,
+    beside: float = 1.0,
+) -> Plan:
     """The plan of one stage for a policy of its shape, which is spent: its weights are no longer what they were.
+
+    Of several processes of one thread, each has a part of the groups, holds everything and makes every optimizer step;
+    the time in which they exchange gradients is left out.
 
     Args:
         hardware: `here`, which is measured, or one of `HARDWARE`.
         process: bytes that a process holds without the model, where they were measured before.
+        beside: which share of its rate a process keeps beside the others.
     """
     if hardware != "here" and hardware not in HARDWARE:
         raise ConfigError(f"--hardware is {hardware}, which is not known. Known are: here, {', '.join(HARDWARE)}.")
     work, steps = counted(recipe, stage, policy, folder), lasting(recipe, stage, folder)
     if hardware == "here":
         count = processes.wanted(recipe)
-        memory = held(stage, policy, replace(work, rows=-(-work.rows // count)))
+        mine = work if count == 1 else parted(work, stage, count)
+        memory = held(stage, policy, mine)
+        if count > 1:  # gradients are exchanged as one array
+            memory["gradients and moments"] *= 4 / 3
         memory["the process"] = process or unladen(policy, memory["weights"])
-        seconds, notes = timed(stage, policy, work) if count == 1 else shared(recipe, stage, policy, work, count)
+        with threads(1 if count > 1 else torch.get_num_threads()):
+            seconds, notes = timed(stage, policy, mine)
+        if count > 1:
+            notes += (f"{count} processes of one thread, each at {beside:.0%} of its rate alone",)
+        seconds = {name: value / beside for name, value in seconds.items()}
         memory = {name: count * size for name, size in memory.items()}
         return Plan(stage.name, steps, work, seconds, memory, available(policy.device), notes, count)
     memory, machine = held(stage, policy, work), HARDWARE[hardware]
@@ -157,20 +178,14 @@ def timed(stage: Stage, policy: Policy, work: Work) -> tuple[dict[str, float], t
     return seconds, (note,) if gain > NOTED else ()
 
 
-def shared(
-    recipe: Recipe, stage: Stage, policy: Policy, work: Work, count: int
-) -> tuple[dict[str, float], tuple[str, ...]]:
-    """The same for several processes of one thread: each has a part of the rows, and makes every optimizer step."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        seconds, notes = timed(stage, policy, work)
+        yield
     finally:
-        torch.set_num_threads(threads)
-    kept = processes.kept(recipe.model, count)
-    found = {name: value / kept / (1 if name == "moving" else count) for name, value in seconds.items()}
-    told = f"{count} processes of one thread: beside the others each keeps {kept:.0%} of its rate (measured)"
-    return found, (*notes, told + (", and auto may decide for one" if recipe.processes == "auto" else ""))
+        torch.set_num_threads(before)
 
 
 def pieces(policy: Policy, work: Work, micro_tokens: int) -> list[Batch]:
@@ -275,13 +290,16 @@ def held(stage: Stage, policy: Policy, work: Work) -> dict[str, float]:
     whole = sum(p.numel() * p.element_size() for p in every)
     moved = sum(4 * p.numel() for p in every if p.requires_grad)
     found: dict[str, float] = {"weights": whole, "gradients and moments": 3 * moved}
-    others, teacher = 0.0, teacher_of(stage.method)
-    if policy.settings.lora is None and referred(stage):
-        others += 1
-    if teacher is not None and teacher.who != "live":
-        others += sum(teachers(stage, policy))
+    lora, others, teacher = policy.settings.lora is not None, 0.0, teacher_of(stage.method)
+    copy = sum(p.numel() * p.element_size() for p in policy.module.parameters() if p.requires_grad or not lora)
+    if referred(stage) and not lora:
+        others += copy
+    if teacher is not None and teacher.who in SELF[1:]:
+        others += copy
+    elif teacher is not None and teacher.who != "live":
+        others += sum(4 * weights for weights in teachers(stage, policy))
     if others:
-        found["teachers and reference"] = others * sum(p.numel() * p.element_size() for p in policy.module.parameters())
+        found["teachers and reference"] = others
     found["learning"] = kept(stage, policy, work)
     found["drawing"] = 0.0
     if stage.env:

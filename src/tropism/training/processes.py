@@ -3,8 +3,8 @@
 Small models on a CPU gain little from threads within an operation, and much from whole operations side by side. Every
 process runs the same recipe; `ranks.py` splits play and gradients among them, and the first one writes the record.
 
-    python -m tropism.training.processes RANK SIZE FOLDER      what each of the others is
-    python -m tropism.training.processes busy RANK FOLDER      one that only works, beside which a rate is measured
+    python -m tropism.training.processes RANK SIZE FOLDER           what each of the others is
+    python -m tropism.training.processes busy RANK PARENT FOLDER    one that only works while a rate is measured
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def cores() -> int:
 
 
 def wanted(recipe: Recipe) -> int:
-    """How many there would be at most."""
+    """How many the recipe asks for; auto asks for as many as there are cores."""
     return 1 if not on_cpu(recipe.model) else cores() if recipe.processes == "auto" else recipe.processes
 
 
@@ -134,10 +134,14 @@ def dead(others: Sequence[subprocess.Popen[bytes]], folder: str) -> TropismError
     for rank, other in enumerate(others, 1):
         with contextlib.suppress(subprocess.TimeoutExpired):
             if other.wait(2.0):
-                lines = (Path(folder) / f"{rank}.log").read_text("utf-8", "replace").strip().splitlines()
-                why = lines[-1] if lines else f"exit code {other.returncode}"
-                return TropismError(f"process {rank} died: {why}. Continue with --resume.")
+                return TropismError(f"process {rank} died: {last(rank, other, folder)}. Continue with --resume.")
     return None
+
+
+def last(rank: int, other: subprocess.Popen[bytes], folder: str) -> str:
+    """The last thing that a process said."""
+    lines = (Path(folder) / f"{rank}.log").read_text("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else f"exit code {other.returncode}"
 
 
 def join(rank: int, count: int, folder: str, recipe: Recipe, measured: bool, say: Say, threads: int) -> bool:
@@ -190,36 +194,55 @@ def rate(work: Callable[[], None]) -> float:
     return times / (time.perf_counter() - began)
 
 
-def kept(model: Model, count: int) -> float:
-    """Which share of its rate a process of one thread keeps while others, `count` with it, work on the same."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def rate_beside(model: Model, count: int) -> float:
+    """Which share of its rate a process of one thread keeps while others, `count` with it, work on the same; at most 1.
+
+    Raises:
+        TropismError: one of the others ends.
+    """
+    threads, others = torch.get_num_threads(), list[subprocess.Popen[bytes]]()
     with tempfile.TemporaryDirectory() as folder:
+        ready = [Path(folder) / f"{rank}.ready" for rank in range(1, count)]
         (Path(folder) / "model.pickle").write_bytes(pickle.dumps(model))
-        others = [started(rank, folder, "busy", str(rank)) for rank in range(1, count)]
         try:
+            torch.set_num_threads(1)
+            for rank in range(1, count):
+                others.append(started(rank, folder, "busy", str(rank), str(os.getpid())))
             work = probe(model)
-            while not all((Path(folder) / f"{rank}.ready").exists() for rank in range(1, count)):
-                if any(other.poll() is not None for other in others):
-                    raise dead(others, folder) or TropismError("a process that was to be measured beside has ended.")
+            while not all(path.exists() for path in ready):
+                alive(others, folder)
                 time.sleep(0.02)
             beside = rate(work)
-            for other in others:
-                other.kill()
-            return beside / rate(work)
+            alive(others, folder)
+            ended(others)
+            return min(1.0, beside / rate(work))
         finally:
-            for other in others:
-                other.kill()
-                other.wait()
+            ended(others)
             torch.set_num_threads(threads)
 
 
-def busy(rank: int, folder: str) -> int:
-    """Work until killed, or until nobody is there any more to do so."""
+def alive(others: Sequence[subprocess.Popen[bytes]], folder: str) -> None:
+    for rank, other in enumerate(others, 1):
+        if other.poll() is not None:
+            raise TropismError(
+                f"process {rank}, beside which a rate was to be measured, died: {last(rank, other, folder)}."
+            )
+
+
+def ended(others: Sequence[subprocess.Popen[bytes]]) -> None:
+    for other in others:
+        other.kill()
+    for other in others:
+        other.wait()
+
+
+def busy(rank: int, parent: int, folder: str) -> int:
+    """Work until killed, or until the process that asked for it is gone."""
     torch.set_num_threads(1)
-    work, parent = probe(pickle.loads((Path(folder) / "model.pickle").read_bytes())), os.getppid()
+    work = probe(pickle.loads((Path(folder) / "model.pickle").read_bytes()))
     work()
-    (Path(folder) / f"{rank}.ready").touch()
+    if os.getppid() == parent:
+        (Path(folder) / f"{rank}.ready").touch()
     while os.getppid() == parent:
         work()
     return 0
@@ -243,5 +266,5 @@ def main(rank: int, count: int, folder: str) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1] == "busy":
-        sys.exit(busy(int(sys.argv[2]), sys.argv[3]))
+        sys.exit(busy(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))
     sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

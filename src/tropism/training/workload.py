@@ -47,8 +47,7 @@ class Work:
     learned: int
     """Forward and back."""
     measured: int
-    """Forward alone: a reference, a teacher. Each counts as often as the model that reads it is as large as the
-    policy."""
+    """Forward alone, by a reference or a teacher; what a larger model reads counts more, in proportion to weights."""
     assumed: str
     """What replies were taken for."""
 
@@ -65,7 +64,7 @@ def counted(recipe: Recipe, stage: Stage, policy: Policy, folder: Path) -> Work:
     first = {tuple(each[0].context) for each in turns}
     later = sum(len(turn.context) for each in turns for turn in each[1:])
     learned = sum(spared(batch[part]) for part in micro_batches(batch, stage.train.micro_tokens, packed=policy.packs()))
-    extra, large = 0.0, teachers(stage, policy)
+    extra, large = 0.0, [weights / policy.module.num_parameters() for weights in teachers(stage, policy)]
     if (teacher := teacher_of(stage.method)) is not None and teacher.reads and stage.env:
         extra = sum(said) * (1 + bool(teacher.against)) * mean(large)  # what it reads is about as long as a reply
     return Work(
@@ -101,8 +100,9 @@ def passes(stage: Stage, large: Sequence[float]) -> float:
     return count
 
 
-def teachers(stage: Stage, policy: Policy) -> list[float]:
-    """How many times as large as the policy each model is that teaches; the policy itself and a copy of it are 1.
+def teachers(stage: Stage, policy: Policy) -> list[int]:
+    """Weights of each model that teaches; the policy itself or a copy of it is as large as the policy. Of several, each
+    is taken to teach as many tokens.
 
     Raises:
         ConfigError: one cannot be found.
@@ -111,8 +111,21 @@ def teachers(stage: Stage, policy: Policy) -> list[float]:
     if teacher is None:
         return []
     names = [teacher.who] if isinstance(teacher.who, str) else dict.fromkeys(teacher.who.values())
-    mine = policy.module.num_parameters()
-    return [1.0 if name in SELF else weights_of(name) / mine for name in names]
+    return [int(policy.module.num_parameters()) if name in SELF else weights_of(name) for name in names]
+
+
+def parted(work: Work, stage: Stage, count: int) -> Work:
+    """What the process with the most to do has of it: no group is parted."""
+    groups = stage.sampling.groups if stage.env else stage.train.batch
+    part = math.ceil(groups / count) / groups
+    rows = min(len(work.batch), math.ceil(part * len(work.batch) / work.share))
+    return replace(
+        work,
+        batch=work.batch[:rows],
+        share=min(1.0, work.share / part),
+        rows=math.ceil(part * work.rows),
+        **{name: math.ceil(part * getattr(work, name)) for name in ("read", "drawn", "learned", "measured")},
+    )
 
 
 def drawn(recipe: Recipe, env: Named, sampling: Sampling, policy: Policy) -> tuple[list[Rollout], int, str]:
