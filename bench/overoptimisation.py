@@ -191,13 +191,10 @@ def figure(found: dict[int, dict[str, Any]]) -> str:
     panels = []
     for name in ("best of n", *STAGES):
         shape = linear if name == "best of n" else logarithmic
-        gold: dict[str, list[tuple[float, float]]] = {}
-        proxy: dict[str, list[tuple[float, float]]] = {}
-        for seed, result in found.items():
-            points = result["points"][name]
-            gold[f"seed {seed}"] = sorted((d, value) for d, _, _, value in points)
-            gold[f"fit {seed}"] = curve(points, shape)
-            proxy[f"seed {seed}"] = sorted((d, value) for d, value, _, _ in points)
+        of = {seed: result["points"][name] for seed, result in found.items()}
+        gold = {f"seed {seed}": sorted((d, value) for d, _, _, value in points) for seed, points in of.items()}
+        gold |= {f"fit {seed}": curve(points, shape) for seed, points in of.items()}
+        proxy = {f"seed {seed}": sorted((d, value) for d, value, _, _ in points) for seed, points in of.items()}
         panels += [line_chart(f"{name}: gold over √nats", gold), line_chart(f"{name}: proxy over √nats", proxy)]
     return curves.side_by_side(panels)
 
