@@ -325,11 +325,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("setting", choices=SETTINGS, nargs="?", default="sums")
     parser.add_argument("--arms", default="", help="only these, with commas between them")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the setting's")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--doctor", action="store_true", help="only say what hints add to the start model")
     given = parser.parse_args()
     name, setting = given.setting, SETTINGS[given.setting]
+    seeds = tuple(given.seeds or setting.seeds)
     if not given.table:
         arms = [label for label in setting.arms if not given.arms or label in given.arms.split(",")]
         paths = start(name)
@@ -341,8 +343,8 @@ def main() -> int:
         rates = {label: rate for label, rate in chosen_rates(name).items() if label in arms}
         if left := [label for label in arms if label not in rates]:
             raise SystemExit(f"{', '.join(left)}: run {setting.rates_of} first, which chooses the learning rates.")
-        run(name, [(label, rate, seed) for label, rate in rates.items() for seed in setting.seeds], paths, given.jobs)
-    found = curves.chosen(results(name), chosen_rates(name), setting.seeds)
+        run(name, [(label, rate, seed) for label, rate in rates.items() for seed in seeds], paths, given.jobs)
+    found = curves.chosen(results(name), chosen_rates(name), seeds)
     print("\n".join(curves.table(found, setting.level)))
     if name == "hints":
         print("", *curves.second_table(found), sep="\n")

@@ -118,6 +118,21 @@ def test_a_curve_is_below_where_its_mean_is_under_the_others_interval():
     assert curves.below(others, others) == []
 
 
+def test_arms_are_compared_seed_by_seed_and_the_base_with_itself_where_it_has_ten_seeds():
+    """Seeds differ by far more than arms do: only their differences say that one is 0.1 ahead on every seed."""
+
+    def lines(label, ahead, seeds):
+        told = {"label": label, "held_out": [0.9], "eval/commas": [1, 1], "eval/gaps": [2, 2]}
+        return [told | {"seed": n, "success": [0.1 * n + ahead + 0.3 * (n > 4)] * 10} for n in seeds]
+
+    base = lines("grpo", 0.0, range(10))
+    assert curves.more(lines("mine", 0.1, range(3)), base) == "+0.100 (+0.100 to +0.100)"
+    told = list(curves.second_table({"grpo": base, "mine": lines("mine", -0.2, range(5))}))
+    assert told[2].endswith("| 0 | none |  |") and told[3].endswith("-0.200 (-0.200 to -0.200) |")
+    assert told[4].endswith("below the other: [5, 10], []")
+    assert len(list(curves.second_table({"grpo": base[:9]}))) == 3
+
+
 def test_a_figure_is_one_picture_with_the_base_in_every_panel():
     from xml.etree import ElementTree
 
