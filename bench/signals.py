@@ -325,7 +325,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("setting", choices=SETTINGS, nargs="?", default="sums")
     parser.add_argument("--arms", default="", help="only these, with commas between them")
-    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the setting's")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the setting's; draws no figure")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--doctor", action="store_true", help="only say what hints add to the start model")
@@ -351,7 +351,8 @@ def main() -> int:
     if setting.times > 1:
         print("", *curves.long_table(found), sep="\n")
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.svg").write_text(curves.figure(f"success on {name}, by step", found))
+    if seeds == setting.seeds:
+        (RESULTS / f"{name}.svg").write_text(curves.figure(f"success on {name}, by step", found))
     return 0
 
 

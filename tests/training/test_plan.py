@@ -75,8 +75,7 @@ def test_a_teacher_of_another_size_counts_as_often_as_it_is_larger(tmp_path):
     tall = {"num_hidden_layers": 8}
     for name, shape in (("same", {}), ("tall", tall)):
         load_policy(Model(path="tiny", shape=shape, device="cpu"), 0).save(tmp_path / name)
-    adapter = Model(path=str(tmp_path / "tall"), lora=Lora(rank=1), device="cpu")
-    load_policy(adapter, 0).save(tmp_path / "adapter")
+    load_policy(Model(path=str(tmp_path / "tall"), lora=Lora(rank=1), device="cpu"), 0).save(tmp_path / "adapter")
 
     def of(who):
         (plan,) = planned(RL | {"method": {"opd": {"teacher": {"who": who}}}}, hardware="h100")
@@ -87,9 +86,9 @@ def test_a_teacher_of_another_size_counts_as_often_as_it_is_larger(tmp_path):
     assert larger > 1.5 and count["adapter"] == count["tall"]
     for name, size in (("same", 1.0), ("tall", larger), ("adapter", larger)):
         assert of(str(tmp_path / name)) == pytest.approx((size, size), rel=1e-3)
-    quantized = RL | {"method": {"opd": {"teacher": {"who": str(tmp_path / "same")}}}}
-    (small,) = planned(quantized, hardware="h100", path=str(tmp_path / "tall"), lora={"rank": 1})
-    assert small.memory["teachers and reference"] == 4 * count["same"], "whatever the policy's weights take"
+    taught = RL | {"method": {"opd": {"teacher": {"who": str(tmp_path / "same")}}}}
+    (adapter,) = planned(taught, hardware="h100", path=str(tmp_path / "tall"), lora={"rank": 1})
+    assert adapter.memory["teachers and reference"] == 4 * count["same"]
     both = {"a": str(tmp_path / "same"), "b": str(tmp_path / "tall")}
     assert of(both) == pytest.approx(((1 + larger) / 2, 1 + larger), rel=1e-3)
     with pytest.raises(ConfigError, match="nowhere' could not be opened"):

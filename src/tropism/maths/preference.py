@@ -1,4 +1,5 @@
-"""Losses of answers that somebody preferred, from one number per answer. Any shape, element by element.
+"""Losses of answers that somebody preferred, from one number per answer. Any shape, element by element;
+`plackett_luce` along the last axis.
 
     m = beta ((log p_c - log q_c) - (log p_r - log q_r))      p the policy, q the reference, sums over an answer
 

@@ -7,10 +7,9 @@ left out of the update. So time is rather more than the run will take; the words
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,7 +125,7 @@ def planned(
         if count > 1:  # gradients are exchanged as one array
             memory["gradients and moments"] *= 4 / 3
         memory["the process"] = process or unladen(policy, memory["weights"])
-        with threads(1 if count > 1 else torch.get_num_threads()):
+        with processes.threads(1 if count > 1 else torch.get_num_threads()):
             seconds, notes = timed(stage, policy, mine)
         if count > 1:
             notes += (f"{count} processes of one thread, each at {beside:.0%} of its rate alone",)
@@ -176,16 +175,6 @@ def timed(stage: Stage, policy: Policy, work: Work) -> tuple[dict[str, float], t
         f"train.micro_tokens: {best} would learn {gain:.0%} faster than {given}, in {best / given:g} times the memory"
     )
     return seconds, (note,) if gain > NOTED else ()
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def pieces(policy: Policy, work: Work, micro_tokens: int) -> list[Batch]:

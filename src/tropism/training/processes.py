@@ -194,18 +194,28 @@ def rate(work: Callable[[], None]) -> float:
     return times / (time.perf_counter() - began)
 
 
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch uses so many for as long as this lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def rate_beside(model: Model, count: int) -> float:
     """Which share of its rate a process of one thread keeps while others, `count` with it, work on the same; at most 1.
 
     Raises:
         TropismError: one of the others ends.
     """
-    threads, others = torch.get_num_threads(), list[subprocess.Popen[bytes]]()
-    with tempfile.TemporaryDirectory() as folder:
+    others = list[subprocess.Popen[bytes]]()
+    with tempfile.TemporaryDirectory() as folder, threads(1):
         ready = [Path(folder) / f"{rank}.ready" for rank in range(1, count)]
         (Path(folder) / "model.pickle").write_bytes(pickle.dumps(model))
         try:
-            torch.set_num_threads(1)
             for rank in range(1, count):
                 others.append(started(rank, folder, "busy", str(rank), str(os.getpid())))
             work = probe(model)
@@ -218,7 +228,6 @@ def rate_beside(model: Model, count: int) -> float:
             return min(1.0, beside / rate(work))
         finally:
             ended(others)
-            torch.set_num_threads(threads)
 
 
 def alive(others: Sequence[subprocess.Popen[bytes]], folder: str) -> None:
