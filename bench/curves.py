@@ -67,11 +67,26 @@ def windows(success: Sequence[float]) -> list[float]:
     return [statistics.fmean(success[k : k + WINDOW]) for k in range(0, len(success) - WINDOW + 1, WINDOW)]
 
 
+def band(runs: Sequence[Line], size: int, draws: int = 2000) -> list[tuple[float, float]]:
+    """Around the mean curve of these runs, window by window: where 95 % of bootstrap samples of `size` of them have
+    their whole mean curve. So other `size` seeds of the same lie outside anywhere at all once in twenty times."""
+    curves, chance = [windows(line["success"]) for line in runs], random.Random(0)
+    middle = [statistics.fmean(values) for values in zip(*curves, strict=True)]
+    spread = [statistics.pstdev(values) for values in zip(*curves, strict=True)]
+
+    def farthest(sample: Sequence[Sequence[float]]) -> float:
+        means = map(statistics.fmean, zip(*sample, strict=True))
+        return max(abs(mean - m) / s if s else 0.0 for mean, m, s in zip(means, middle, spread, strict=True))
+
+    width = sorted(farthest(chance.choices(curves, k=size)) for _ in range(draws))[-(draws // 20)]
+    return [(m - width * s, m + width * s) for m, s in zip(middle, spread, strict=True)]
+
+
 def below(runs: Sequence[Line], others: Sequence[Line]) -> list[int]:
-    """Steps at which the mean curve lies below the interval of the others' mean curve, window by window."""
+    """Steps at which the mean curve lies below where that of as many of the others would, window by window."""
     mine = [statistics.fmean(values) for values in zip(*(windows(line["success"]) for line in runs), strict=True)]
-    theirs = [interval(values, 2000) for values in zip(*(windows(line["success"]) for line in others), strict=True)]
-    return [WINDOW * (k + 1) for k, (mean, (low, _)) in enumerate(zip(mine, theirs, strict=True)) if mean < low]
+    theirs = band(others, len(runs))
+    return [WINDOW * (k + 1) for k, (mean, (low, _)) in enumerate(zip(mine, theirs, strict=True)) if mean < low - 1e-9]
 
 
 def table(arms: Arms, level: float) -> Iterator[str]:
@@ -87,12 +102,11 @@ def table(arms: Arms, level: float) -> Iterator[str]:
         yield f"| {label} | {runs[0]['rate']:g} | {means} | {min(ends):.3f} | {reached} | {lengths:.0f} |"
 
 
-def second_table(arms: Arms, base: str = "grpo") -> Iterator[str]:
-    """A row per arm: trust in its teacher, how its style moved, where its curve lies below the base's, and by how much
-    it succeeds more along the way, seed by seed. Of ten seeds or more, also where the base lies below itself: one half
-    of its seeds below the other's interval."""
+def second_table(arms: Arms, base: Sequence[Line], name: str = "grpo") -> Iterator[str]:
+    """A row per arm: trust in its teacher, how its style moved, where its curve lies below those of the base, and by
+    how much it succeeds more along the way, seed by seed."""
     columns = "mean trust | most trust | slope | commas | collapsed"
-    yield f"| method, teacher | {columns} | steps below {base} | over {base} (95 %) |"
+    yield f"| method, teacher | {columns} | steps below {name} | over {name} (95 %) |"
     yield "|---|---|---|---|---|---|---|---|"
     for label, runs in arms.items():
         trust = [line["gate/trust"] for line in runs if "gate/trust" in line]
@@ -106,13 +120,9 @@ def second_table(arms: Arms, base: str = "grpo") -> Iterator[str]:
         first, last = ([share_of_commas(line, k) for line in runs] for k in (0, 1))
         told.append(f"{statistics.fmean(first):.2f} to {statistics.fmean(last):.2f} ({max(last):.2f})")
         told.append(str(sum(line["held_out"][-1] < 0.5 for line in runs)))
-        told.append(", ".join(map(str, below(runs, arms[base]))) or "none")
-        told.append(more(runs, arms[base]) if label != base else "")
+        told.append(", ".join(map(str, below(runs, base))) or "none")
+        told.append(more(runs, base) if label != name else "")
         yield f"| {label} | {' | '.join(told)} |"
-    runs = sorted(arms[base], key=lambda line: line["seed"])
-    if len(runs) >= 10:
-        one, other = runs[: len(runs) // 2], runs[len(runs) // 2 :]
-        yield f"\n{base}, where one half of its seeds is below the other: {below(one, other)}, {below(other, one)}"
 
 
 def more(runs: Sequence[Line], base: Sequence[Line]) -> str:

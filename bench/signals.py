@@ -60,6 +60,8 @@ class Setting:
     level: float
     """Success to reach."""
     seeds: tuple[int, ...] = SEEDS
+    base_seeds: tuple[int, ...] = ()
+    """More seeds of GRPO, so that it is known where five of its own seeds lie."""
     experts: Mapping[str, Stage] = field(default_factory=dict)
     """Likewise, for GRPO."""
     rates_of: str = ""
@@ -130,6 +132,7 @@ SETTINGS = {
             for name, options in PLANTED.items()
         },
         0.85,
+        base_seeds=tuple(range(30)),
         rates_of="sums",
     ),
     "talk": Setting(
@@ -343,11 +346,14 @@ def main() -> int:
         rates = {label: rate for label, rate in chosen_rates(name).items() if label in arms}
         if left := [label for label in arms if label not in rates]:
             raise SystemExit(f"{', '.join(left)}: run {setting.rates_of} first, which chooses the learning rates.")
-        run(name, [(label, rate, seed) for label, rate in rates.items() for seed in seeds], paths, given.jobs)
+        jobs = [(label, rate, seed) for label, rate in rates.items() for seed in seeds]
+        more = [seed for seed in setting.base_seeds if seed not in seeds]
+        run(name, jobs + [("grpo", rates["grpo"], seed) for seed in more if "grpo" in rates], paths, given.jobs)
     found = curves.chosen(results(name), chosen_rates(name), seeds)
     print("\n".join(curves.table(found, setting.level)))
     if name == "hints":
-        print("", *curves.second_table(found), sep="\n")
+        base = curves.chosen(results(name), {"grpo": chosen_rates(name)["grpo"]}, setting.base_seeds)["grpo"]
+        print("", *curves.second_table(found, base), sep="\n")
     if setting.times > 1:
         print("", *curves.long_table(found), sep="\n")
     RESULTS.mkdir(exist_ok=True)
