@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from small import SHAPE, small
 from tropism.config import Lora
 from tropism.rollout.lean import LeanStream, misfit
+from tropism.rollout.recorded import PLAIN
 from tropism.rollout.sampler import Local
 from tropism.rollout.stream import WithCache
 from tropism.types import SamplingParams
@@ -41,13 +42,34 @@ def close(mine, theirs):
     assert (mine - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
 
+class Tape:
+    """Records as a CUDA graph does, on a CPU: from the recording, work is done on the memory that it saw."""
+
+    def __init__(self, fails_after=1000):
+        self.recordings, self.replays, self.fails_after = 0, 0, fails_after
+
+    def __call__(self, work):
+        if self.recordings == self.fails_after:
+            raise RuntimeError("no memory for a recording")
+        self.recordings += 1
+        into = work()
+
+        def again():
+            self.replays += 1
+            return into.copy_(work())
+
+        return again
+
+
 @kinds
+@pytest.mark.parametrize("recorder", [None, Tape()])
 @torch.inference_mode()
-def test_sequences_that_join_go_on_and_leave_are_read_as_transformers_reads_each_alone(kind):
+def test_sequences_that_join_go_on_and_leave_are_read_as_transformers_reads_each_alone(kind, recorder):
+    """Recorded steps too, which attend to all places of the cache, and to nothing at those that are not written."""
     module = made(kind)
-    stream, rows = LeanStream(module, no_autocast), [list(prompt) for prompt in PROMPTS]
+    stream, rows = LeanStream(module, no_autocast, recorder), [list(prompt) for prompt in PROMPTS]
     close(stream.join(rows), whole(module, rows))
-    for step in range(3):
+    for step in range(5):
         tokens = [31 + step + n for n in range(len(rows))]
         rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
         close(stream.next(torch.tensor(tokens)), whole(module, rows))
@@ -62,7 +84,47 @@ def test_sequences_that_join_go_on_and_leave_are_read_as_transformers_reads_each
 
 @kinds
 def test_models_of_the_shape_are_decoded_here(kind):
+    tape = Tape()
     assert misfit(made(kind), no_autocast) is None
+    assert misfit(made(kind), no_autocast, tape) is None
+    assert tape.replays == 2, "what was compared came from a recording"
+
+
+@torch.inference_mode()
+def test_a_step_is_recorded_where_sequences_stay_and_anew_where_they_or_caches_change():
+    tape = Tape()
+    stream = LeanStream(made("qwen3"), no_autocast, tape)
+    stream.join([[1, 2, 3], [4, 5]])
+    for _ in range(PLAIN):
+        stream.next(torch.tensor([6, 7]))
+    assert tape.recordings == 0, "sequences that soon leave are not worth it"
+    one = stream.next(torch.tensor([6, 7]))
+    two = stream.next(torch.tensor([8, 9]))
+    assert (tape.recordings, tape.replays) == (1, 2) and stream.place.tolist() == [7, 6]
+    assert (one - two).abs().max() > 1e-3, "the first answer is not overwritten"
+    changes = (lambda: stream.join([[1]]), lambda: stream.keep(torch.tensor([1])), lambda: stream.reserve(500, 1))
+    for count, change in enumerate(changes, 2):
+        change()
+        for _ in range(PLAIN + 3):
+            stream.next(torch.zeros(len(stream.place), dtype=torch.long))
+        assert tape.recordings == count
+
+
+@torch.inference_mode()
+def test_where_a_recording_fails_decoding_goes_on_without_and_says_so():
+    module, tape, rows = made("qwen3"), Tape(fails_after=1), [[1, 2, 3], [4, 5]]
+    stream = LeanStream(module, no_autocast, tape)
+    stream.join(rows)
+    for _ in range(PLAIN + 2):
+        stream.next(torch.tensor([6, 7]))
+    rows = [[*row, *[token] * (PLAIN + 2)] for row, token in zip(rows, (6, 7), strict=True)]
+    stream.reserve(500, 2)
+    with pytest.warns(UserWarning, match="without recordings of its steps: no memory"):
+        for _ in range(PLAIN + 2):
+            rows = [[*row, 8] for row in rows]
+            close(stream.next(torch.tensor([8, 8])), whole(module, rows))
+    with pytest.raises(RuntimeError, match="cannot be recorded"), pytest.warns(UserWarning):
+        misfit(module, no_autocast, Tape(fails_after=0))
 
 
 @pytest.mark.parametrize(

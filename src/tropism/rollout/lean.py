@@ -11,8 +11,10 @@ Left out: sliding windows that are shorter than the context, rotary positions th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from tropism.maths.linear import PLAIN, linear, packed, product, suits
+from tropism.rollout.recorded import PLAIN as UNRECORDED
+from tropism.rollout.recorded import Recorded, Recorder
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 """Model types of transformers whose code is of the shape; `misfit` compares the numbers all the same."""
@@ -34,8 +38,12 @@ Product = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def misfit(module: Any, precision: Callable[[], Any]) -> str | None:
-    """Why this module cannot be decoded here; None if it can, which two short prompts prove. Without gradient."""
+def misfit(module: Any, precision: Callable[[], Any], record: Recorder | None = None) -> str | None:
+    """Why this module cannot be decoded here; None if it can, which two short prompts prove. Without gradient.
+
+    Raises:
+        RuntimeError: with a recorder, its steps cannot be recorded.
+    """
     config = module.config
     if config.model_type not in KINDS:
         return f"{config.model_type} is not of Llama's shape"
@@ -45,12 +53,16 @@ def misfit(module: Any, precision: Callable[[], Any]) -> str | None:
     kind = module.base_model.rotary_emb.rope_type
     if kind in ("dynamic", "longrope"):
         return f"its positions ({kind}) depend on the length"
-    ids = torch.arange(8).remainder(config.vocab_size).tolist()
-    stream = LeanStream(module, precision)
+    steps = UNRECORDED + 2 if record else 1  # the last of them from a recording
+    ids = torch.arange(5 + steps).remainder(config.vocab_size).tolist()
+    stream = LeanStream(module, precision, record)
     stream.join([ids[:3], ids[:5]])
-    mine = stream.next(torch.tensor([ids[3], ids[5]], device=module.device)).float()
+    for n in range(steps):
+        mine = stream.next(torch.tensor([ids[3 + n], ids[5 + n]], device=module.device)).float()
+    if record and not stream.recorder:
+        raise RuntimeError("the decoding steps of this model cannot be recorded")
     with precision():
-        rows = [torch.tensor([row], device=module.device) for row in (ids[:4], ids[:6])]
+        rows = [torch.tensor([ids[: n + steps]], device=module.device) for n in (3, 5)]
         theirs = torch.cat([module(row).logits[:, -1] for row in rows])
     tolerance = (1e-4 if theirs.dtype == torch.float32 else 5e-2) * max(1.0, float(theirs.abs().max()))
     gap = float((mine - theirs.float()).abs().max())
@@ -80,13 +92,14 @@ class LeanStream:
     Args:
         module: a causal language model of one of `KINDS`.
         precision: enters the autocast of training; half precision is what the products are computed in.
+        recorder: steps are done again from recordings of it, over all places of the cache, as long as it can.
     """
 
-    joins = True
-    """Sequences may join while others go on."""
-
-    def __init__(self, module: Any, precision: Callable[[], Any]) -> None:
+    def __init__(self, module: Any, precision: Callable[[], Any], recorder: Recorder | None = None) -> None:
         self.module, self.precision, config = module, precision, module.config
+        self.recorder = recorder
+        self.recorded: Recorded | None = None
+        """A step of the sequences and the caches that there are."""
         with precision():
             on = torch.is_autocast_enabled(module.device.type)
             self.dtype = torch.get_autocast_dtype(module.device.type) if on else torch.float32
@@ -139,18 +152,42 @@ class LeanStream:
             rows, which = to.nonzero()[:, 0] + here, index[to] - int(some[0])
             for mine, new in zip([*self.keys, *self.values], cached, strict=True):
                 mine[rows, :, : new.shape[2]] = new[which]
-        self.place = torch.cat([self.place, lengths[index]])
+        self.place, self.recorded = torch.cat([self.place, lengths[index]]), None
         self.longest = max(self.longest, longest)
         return torch.cat(logits)[index]
 
     def next(self, tokens: Tensor) -> Tensor:
         """Read one token [B] of each sequence; logits [B, V] after it."""
-        size = len(tokens)
-        self.reserve(self.longest + 1, size)
+        self.reserve(self.longest + 1, len(tokens))
         self.longest += 1
-        span = torch.arange(self.longest, device=tokens.device)
-        bias = torch.zeros(size, 1, 1, self.longest, dtype=self.dtype, device=tokens.device)
-        bias.masked_fill_((span > self.place[:, None])[:, None, None], -torch.inf)
+        logits = self.replayed(tokens) if self.recorder else None
+        if logits is None:
+            logits = self.step(tokens, self.place, places=self.longest)
+        self.place = self.place + 1
+        return logits
+
+    def replayed(self, tokens: Tensor) -> Tensor | None:
+        """The same from a recording. None, and no more of them in this stream, where it cannot be."""
+        assert self.recorder is not None
+        if self.recorded is None:
+            step = partial(self.step, places=self.keys[0].shape[2])
+            self.recorded = Recorded(step, self.recorder, tokens, self.place)
+        try:
+            return self.recorded(tokens, self.place)
+        except RuntimeError as error:
+            warnings.warn(f"decoding goes on without recordings of its steps: {error}", stacklevel=2)
+            self.recorder = self.recorded = None
+            return None
+
+    def step(self, tokens: Tensor, place: Tensor, places: int) -> Tensor:
+        """Logits [B, V] after tokens [B] at place [B], which is written to the caches; attends to their first places.
+
+        With the same number of places, neither shapes nor memory, but for tokens and place, differ from step to step.
+        """
+        size = len(tokens)
+        span = torch.arange(places, device=tokens.device)
+        bias = torch.zeros(size, 1, 1, places, dtype=self.dtype, device=tokens.device)
+        bias.masked_fill_((span > place[:, None])[:, None, None], -torch.inf)
         rows = torch.arange(size, device=tokens.device)
         grouped = (size, self.groups, self.heads // self.groups, self.width)
         by_products = tokens.device.type == "cpu" and self.dtype == torch.float32
@@ -158,8 +195,8 @@ class LeanStream:
 
         def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = self.keys[number], self.values[number]
-            keys[rows, :, self.place], values[rows, :, self.place] = key[:, 0], value[:, 0]
-            keys, values = keys[:size, :, : self.longest], values[:size, :, : self.longest]
+            keys[rows, :, place], values[rows, :, place] = key[:, 0], value[:, 0]
+            keys, values = keys[:size, :, :places], values[:size, :, :places]
             query = query.reshape(grouped)
             if not by_products:
                 return scaled_dot_product_attention(query, keys, values, attn_mask=bias)
@@ -167,13 +204,12 @@ class LeanStream:
             seen = torch.baddbmm(scores, query.flatten(0, 1), keys, alpha=self.width**-0.5).softmax(-1)
             return torch.bmm(seen, values.flatten(0, 1))
 
-        hidden = self.run(tokens[:, None], self.place[:, None], attend)
-        self.place = self.place + 1
+        hidden = self.run(tokens[:, None], place[:, None], attend)
         return self.head(hidden[:, 0].to(self.dtype))
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these sequences alone, in this order."""
-        self.place = self.place[rows]
+        self.place, self.recorded = self.place[rows], None
         self.longest = int(self.place.max()) if len(rows) else 0
         for caches in (self.keys, self.values):
             for number, cache in enumerate(caches):
@@ -187,7 +223,7 @@ class LeanStream:
         have = self.keys[0].shape
         if places <= have[2] and rows <= have[0]:
             return
-        places = have[2] if places <= have[2] else places + GROWTH
+        places, self.recorded = have[2] if places <= have[2] else places + GROWTH, None
         for caches in (self.keys, self.values):
             for number, old in enumerate(caches):
                 caches[number] = old.new_zeros(max(rows, have[0]), self.groups, places, self.width)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tropism.maths.logp import entropy, log_softmax
 from tropism.rollout.lean import LeanStream, misfit
+from tropism.rollout.recorded import Recorder, cuda_graph
 from tropism.rollout.stream import Stream, WithCache
 from tropism.types import Failure, SamplingParams, Stop, Turn
 
@@ -50,6 +51,22 @@ class Local:
         with torch.inference_mode():
             return misfit(self.model, self.precision) if self.lean else "the lean decoder is off"
 
+    @cached_property
+    def recorder(self) -> Recorder | None:
+        """What records steps of the lean decoder: on a GPU, where two short prompts prove that it can."""
+        if self.model.device.type != "cuda" or self.misfit is not None:
+            return None
+        try:
+            with torch.inference_mode():
+                return None if misfit(self.model, self.precision, cuda_graph) else cuda_graph
+        except RuntimeError:
+            return None
+
+    def stream(self) -> Stream:
+        if self.misfit is None:
+            return LeanStream(self.model, self.precision, self.recorder)
+        return WithCache(self.model, self.precision)
+
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Turn | Failure]:
         generator = torch.Generator().manual_seed(params.seed)
@@ -59,11 +76,10 @@ class Local:
         turns: list[Turn | Failure] = [self.too_long(prompt) for prompt in prompts]
         fits = [n for n, prompt in enumerate(prompts) if len(prompt) < self.context]
         fits.sort(key=lambda n: len(prompts[n]))
-        stream = LeanStream if self.misfit is None else WithCache
-        size = max(1, len(fits)) if stream.joins else self.rows
+        size = max(1, len(fits)) if self.misfit is None else self.rows
         for start in range(0, len(fits), size):
             some = fits[start : start + size]
-            drawn = self.decode(stream(self.model, self.precision), [prompts[n] for n in some], noise[some], params)
+            drawn = self.decode(self.stream(), [prompts[n] for n in some], noise[some], params)
             for n, turn in zip(some, drawn, strict=True):
                 turns[n] = turn
         return turns

@@ -13,9 +13,6 @@ from torch import Tensor
 class Stream(Protocol):
     """Sequences that are decoded side by side."""
 
-    joins: bool
-    """Sequences may join while others go on; else all of them join at once, and first."""
-
     def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Read prompts; logits [N, V] after each. Their sequences stand behind those that are here."""
         ...
@@ -30,9 +27,7 @@ class Stream(Protocol):
 
 
 class WithCache:
-    """Any causal language model, decoded by transformers. Padded on the left."""
-
-    joins = False
+    """Any causal language model, decoded by transformers. Padded on the left; all sequences join at once, and first."""
 
     def __init__(self, module: Any, precision: Callable[[], AbstractContextManager[Any]]) -> None:
         self.module, self.precision, self.cache = module, precision, None

@@ -50,8 +50,9 @@ def examine(job: Job) -> bool:
         line, exact = doctor.agreement(batch, frozen, job.policy.settings.compute)
         job.watcher.say(line)
         if isinstance(job.policy.sampler, Local):
-            misfit = job.policy.sampler.misfit
-            job.watcher.say("decoder: lean" if misfit is None else f"decoder: that of transformers, for {misfit}")
+            misfit, recorded = job.policy.sampler.misfit, job.policy.sampler.recorder is not None
+            lean = "lean, its steps recorded as CUDA graphs" if recorded else "lean"
+            job.watcher.say(f"decoder: {lean}" if misfit is None else f"decoder: that of transformers, for {misfit}")
 
         if job.ahead is not None:
             job.watcher.say("ahead: a step's batch is played and scored while the step before it trains")
