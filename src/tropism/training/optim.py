@@ -23,7 +23,8 @@ class AdamW:
         share = (train.critic_learning_rate or train.learning_rate) / train.learning_rate
         kinds = [(matrices, train.weight_decay, 1.0), (others, 0.0, 1.0), (values, 0.0, share)]
         groups = [{"params": some, "weight_decay": decay, "share": of} for some, decay, of in kinds if some]
-        self.inner = torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas)
+        fused = all(p.is_cuda for p in self.parameters) or None  # a CPU gains next to nothing by it
+        self.inner = torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, fused=fused)
 
     def step(self, rate: float) -> dict[str, float]:
         """Clip, move, and forget the gradient. A gradient that is not finite moves nothing and is counted."""
