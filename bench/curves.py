@@ -127,15 +127,15 @@ def second_table(arms: Arms, base: Sequence[Line], name: str = "grpo") -> Iterat
 
 def more(runs: Sequence[Line], base: Sequence[Line]) -> str:
     """By how much mean success along the way differs, over seeds that both have."""
-    other = {line["seed"]: statistics.fmean(line["success"]) for line in base}
-    apart = [statistics.fmean(line["success"]) - other[line["seed"]] for line in runs if line["seed"] in other]
+    other = {line["seed"]: along(line) for line in base}
+    apart = [along(line) - other[line["seed"]] for line in runs if line["seed"] in other]
     low, high = interval(apart)
     return f"{statistics.fmean(apart):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def long_table(arms: Arms, base: str = "grpo") -> Iterator[str]:
     """A row per arm of long runs: how it stands late, its lowest window once it has learned, and where it and the base
-    lie below each other's interval."""
+    lie below each other's band."""
     yield f"| method | held out, last five | lowest window after 15 steps | below {base} | {base} below it | windows |"
     yield "|---|---|---|---|---|---|"
     for label, runs in arms.items():

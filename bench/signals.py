@@ -352,8 +352,9 @@ def main() -> int:
     found = curves.chosen(results(name), chosen_rates(name), seeds)
     print("\n".join(curves.table(found, setting.level)))
     if name == "hints":
-        base = curves.chosen(results(name), {"grpo": chosen_rates(name)["grpo"]}, setting.base_seeds)["grpo"]
-        print("", *curves.second_table(found, base), sep="\n")
+        base = curves.chosen(results(name), chosen_rates(name), setting.base_seeds).get("grpo")
+        told = curves.second_table(found, base) if base else ["no second table before grpo has run"]
+        print("", *told, sep="\n")
     if setting.times > 1:
         print("", *curves.long_table(found), sep="\n")
     RESULTS.mkdir(exist_ok=True)

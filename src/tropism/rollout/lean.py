@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from tropism.maths.linear import PLAIN, linear, packed, product, suits
-from tropism.rollout.recorded import PLAIN as UNRECORDED
-from tropism.rollout.recorded import Recorded, Recorder
+from tropism.rollout.recorded import UNRECORDED, Recorded, Recorder
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 """Model types of transformers whose code is of the shape; `misfit` compares the numbers all the same."""
@@ -39,11 +38,8 @@ Product = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def misfit(module: Any, precision: Callable[[], Any], record: Recorder | None = None) -> str | None:
-    """Why this module cannot be decoded here; None if it can, which two short prompts prove. Without gradient.
-
-    Raises:
-        RuntimeError: with a recorder, its steps cannot be recorded.
-    """
+    """Why this module cannot be decoded here, with a recorder from recordings; None if it can, which two short prompts
+    prove. Without gradient."""
     config = module.config
     if config.model_type not in KINDS:
         return f"{config.model_type} is not of Llama's shape"
@@ -60,7 +56,7 @@ def misfit(module: Any, precision: Callable[[], Any], record: Recorder | None = 
     for n in range(steps):
         mine = stream.next(torch.tensor([ids[3 + n], ids[5 + n]], device=module.device)).float()
     if record and not stream.recorder:
-        raise RuntimeError("the decoding steps of this model cannot be recorded")
+        return "its steps cannot be recorded"
     with precision():
         rows = [torch.tensor([ids[: n + steps]], device=module.device) for n in (3, 5)]
         theirs = torch.cat([module(row).logits[:, -1] for row in rows])

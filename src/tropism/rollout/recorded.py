@@ -15,7 +15,7 @@ from torch import Tensor
 Work = Callable[[], Tensor]
 Recorder = Callable[[Work], Work]
 """Does the work and returns what does it again; what that returns may be overwritten by its next call."""
-PLAIN = 2
+UNRECORDED = 2
 """Steps of a shape that are done as they are before it is recorded: sequences that soon leave are not worth it."""
 
 
@@ -36,7 +36,7 @@ class Recorded:
         for mine, value in zip(self.given, given, strict=True):
             mine.copy_(value)
         self.done += 1
-        if self.done <= PLAIN:
+        if self.done <= UNRECORDED:
             return self.work()
         self.again = self.again or self.record(self.work)
         return self.again().clone()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tropism.maths.logp import entropy, log_softmax
 from tropism.rollout.lean import LeanStream, misfit
-from tropism.rollout.recorded import Recorder, cuda_graph
+from tropism.rollout.recorded import cuda_graph
 from tropism.rollout.stream import Stream, WithCache
 from tropism.types import Failure, SamplingParams, Stop, Turn
 
@@ -52,19 +52,16 @@ class Local:
             return misfit(self.model, self.precision) if self.lean else "the lean decoder is off"
 
     @cached_property
-    def recorder(self) -> Recorder | None:
-        """What records steps of the lean decoder: on a GPU, where two short prompts prove that it can."""
-        if self.model.device.type != "cuda" or self.misfit is not None:
-            return None
-        try:
-            with torch.inference_mode():
-                return None if misfit(self.model, self.precision, cuda_graph) else cuda_graph
-        except RuntimeError:
-            return None
+    def unrecorded(self) -> str | None:
+        """Why the lean decoder's steps are not recorded; None where they are."""
+        if self.model.device.type != "cuda":
+            return "there is no GPU"
+        with torch.inference_mode():
+            return self.misfit or misfit(self.model, self.precision, cuda_graph)
 
     def stream(self) -> Stream:
         if self.misfit is None:
-            return LeanStream(self.model, self.precision, self.recorder)
+            return LeanStream(self.model, self.precision, cuda_graph if self.unrecorded is None else None)
         return WithCache(self.model, self.precision)
 
     @torch.inference_mode()

@@ -50,9 +50,7 @@ def examine(job: Job) -> bool:
         line, exact = doctor.agreement(batch, frozen, job.policy.settings.compute)
         job.watcher.say(line)
         if isinstance(job.policy.sampler, Local):
-            misfit, recorded = job.policy.sampler.misfit, job.policy.sampler.recorder is not None
-            lean = "lean, its steps recorded as CUDA graphs" if recorded else "lean"
-            job.watcher.say(f"decoder: {lean}" if misfit is None else f"decoder: that of transformers, for {misfit}")
+            job.watcher.say(decoder(job.policy.sampler))
 
         if job.ahead is not None:
             job.watcher.say("ahead: a step's batch is played and scored while the step before it trains")
@@ -74,6 +72,16 @@ def examine(job: Job) -> bool:
     split = doctor.splits_agree(lambda tokens: gradient(job, batch, tokens, temperature), most, tolerance)
     job.watcher.say(f"{split}; rows are {laid_out(job.policy)}")
     return exact
+
+
+def decoder(sampler: Local) -> str:
+    """Which one decodes, and why not a faster one."""
+    if sampler.misfit is not None:
+        return f"decoder: that of transformers, for {sampler.misfit}"
+    if sampler.unrecorded is None:
+        return "decoder: lean, its steps recorded as CUDA graphs"
+    on_gpu = sampler.model.device.type == "cuda"
+    return f"decoder: lean, its steps not recorded, for {sampler.unrecorded}" if on_gpu else "decoder: lean"
 
 
 def laid_out(policy: Policy) -> str:
