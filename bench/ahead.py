@@ -1,6 +1,7 @@
 """A batch that is played ahead (`sampling.ahead`): what it saves and what it costs.   python bench/ahead.py [WHAT …]
 
-    time     a step with and without it, where scoring takes no time, and where it waits for a second, as for a server
+    time     a step with and without it, where scoring takes no time, where it waits for a second, as for a server, and
+             where it computes for a second in Python; there with processes that score (`sampling.reward_workers`) too
     bias     the mean gradient of rollouts that are some steps old, with and without the weight proximal / behavior,
              against that of fresh ones: how much of the fresh one is in it, and the length of the difference over the
              length of the fresh one; 1 and 0 are no bias. Every product is of means over tasks that are not the same,
@@ -30,7 +31,9 @@ import step
 RATE, SEEDS = 4e-4, (0, 1, 2)
 BEFORE, LAGS, GROUPS = 6, (1, 4), 256
 """Steps before the rollouts are drawn, how many follow before they are used, tasks of each of the two halves."""
-WAIT = """
+WORTH = {
+    "is instant": "",
+    "waits 1 s": """
 
 plain = worth
 
@@ -38,36 +41,56 @@ plain = worth
 def worth(prompts, completions, **_):
     import time
 
-    time.sleep({})
+    time.sleep(1)
     return plain(prompts, completions)
-"""
+""",
+    "computes 1 s": f"""
+
+
+def worth(reply):
+    import time
+
+    end = time.thread_time() + {1 / peers.ROLLOUTS}
+    while time.thread_time() < end:
+        pass
+    return len(set(reply)) / max(len(reply), 1)
+""",
+}
+"""What is added to the file of the reward; a second is that of all rollouts of a step."""
+WAYS: dict[str, dict[str, Any]] = {"in turn": {}, "ahead": {"ahead": True}}
+APART = {
+    "in turn, 2 that score": {"reward_workers": 2},
+    "ahead, 1 that scores": {"ahead": True, "reward_workers": 1},
+    "ahead, 2 that score": {"ahead": True, "reward_workers": 2},
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------- time
 
 
-def playing(path: str, folder: str, ahead: bool, wait: float) -> peers.Turn:
-    where = Path(folder) / f"{ahead}-{wait}"
+def playing(path: str, folder: str, scoring: str, way: str) -> peers.Turn:
+    where = Path(folder) / f"{scoring}-{way}"
     recipe = step.recipe(path, "float32", where)
     with (where / "worth.py").open("a") as file:
-        file.write(WAIT.format(wait) if wait else "")
+        file.write(WORTH[scoring])
     stage = recipe.stages[0]
-    return step.opened(replace(recipe, stages=(replace(stage, sampling=replace(stage.sampling, ahead=ahead)),)), where)
+    sampling = replace(stage.sampling, **(WAYS | APART)[way])
+    return step.opened(replace(recipe, stages=(replace(stage, sampling=sampling),)), where)
 
 
 def times(size: str, turns: int) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = step.model(size, Path(folder))
-        for wait in (0.0, 1.0):
-            given = {"path": path, "folder": folder, "wait": wait}
-            ways = {"in turn": False, "ahead": True}
-            found = peers.raced({name: (playing, given | {"ahead": on}) for name, on in ways.items()}, 1, turns)
+        for scoring in WORTH:
+            ways = WAYS | APART if scoring.startswith("computes") else WAYS
+            given = {"path": path, "folder": folder, "scoring": scoring}
+            found = peers.raced({way: (playing, given | {"way": way}) for way in ways}, 1, turns)
             base = peers.quartiles([turn["step"] for turn in found["in turn"]])[0]
-            for name, each in found.items():
+            for way, each in found.items():
                 middle, low, high = peers.quartiles([turn["step"] for turn in each])
                 rows.append(
-                    {"size": size, "scoring waits s": wait, "way": name, "step ms": round(1e3 * middle)}
+                    {"size": size, "scoring": scoring, "way": way, "step ms": round(1e3 * middle)}
                     | {"quartiles": f"{1e3 * low:.0f} to {1e3 * high:.0f}", "in turn over it": round(base / middle, 2)}
                 )
     return rows

@@ -89,6 +89,8 @@ class Sampling:
     ahead: bool = False
     """Play and score the next batch while this one trains: sooner where scoring is slow, and one step off-policy, for
     which the method's truncated weight corrects."""
+    reward_workers: int = 0
+    """Processes that call the reward functions, for those that compute long in Python; 0: the run's own process."""
 
     def __post_init__(self) -> None:
         require(
@@ -98,6 +100,7 @@ class Sampling:
         )
         for name in ("groups", "group_size", "max_tokens", "max_turns", "max_draws"):
             require(getattr(self, name) >= 1, f"sampling.{name} is {getattr(self, name)}, but must be at least 1.")
+        require(self.reward_workers >= 0, f"sampling.reward_workers is {self.reward_workers}, but must be at least 0.")
         require(
             self.top_p == 1.0 and self.top_k == 0,
             f"sampling.top_p is {self.top_p} and top_k {self.top_k}, but then tokens are drawn from another "

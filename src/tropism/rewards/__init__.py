@@ -13,7 +13,9 @@ None means "does not apply"; a Failure means "could not be scored"; neither is 0
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from tropism.errors import ConfigError
@@ -53,3 +55,9 @@ def find_scorer(given: str | Callable[..., Any], parts: Iterable[str] = ()) -> t
     name = getattr(function, "__name__", type(function).__name__.lower())
     scorer, columns = adapt(name, function)
     return name, scorer, columns
+
+
+def bound(scorer: Any, max_tokens: int) -> Scorer:
+    """A scorer that asks for the limit of a reply is told it."""
+    asks = "max_tokens" in inspect.signature(scorer).parameters
+    return partial(scorer, max_tokens=max_tokens) if asks else scorer

@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,10 +32,10 @@ def adapt(name: str, function: Callable[..., Any]) -> tuple[Scorer, tuple[str, .
         columns = tuple(n for n in needed if n not in ("prompts", "completions", *EXTRAS))
         return _trl(name, function, None if everything else frozenset(names), columns), columns
     if "solution_str" in names:
-        return _per_reply(name, lambda rollout: function(**_verl(rollout, names, everything))), ()
+        return PerReply(name, lambda rollout: function(**_verl(rollout, names, everything))), ()
     if names[:1] == ["reply"]:
         columns = tuple(n for n in needed if n not in ("reply", "truth"))
-        return _per_reply(name, lambda r: function(reply_of(r), **_columns(name, r, names[1:], columns))), columns
+        return PerReply(name, lambda r: function(reply_of(r), **_columns(name, r, names[1:], columns))), columns
     if needed in (["rollouts"], ["rollouts", "max_tokens"]):
         scorer: Scorer = function
         return scorer, ()
@@ -91,10 +92,20 @@ def _trl(name: str, function: Callable[..., Any], accepted: frozenset[str] | Non
     return scorer
 
 
-def _per_reply(name: str, function: Callable[[Rollout], Any]) -> Scorer:
-    def one(rollout: Rollout) -> Scored | Failure:
+@dataclass(frozen=True)
+class PerReply:
+    """A scorer that looks at one rollout at a time: which others are with it makes no difference."""
+
+    name: str
+    function: Callable[[Rollout], Any]
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[Scored | Failure]:
+        return [self.one(rollout) for rollout in rollouts]
+
+    def one(self, rollout: Rollout) -> Scored | Failure:
+        name = self.name
         try:
-            value = finished(function(rollout))
+            value = finished(self.function(rollout))
         except TropismError:
             raise
         except Exception as error:
@@ -104,8 +115,6 @@ def _per_reply(name: str, function: Callable[[Rollout], Any]) -> Scorer:
         if isinstance(value, Mapping):
             return {name if part == "score" else str(part): number for part, number in value.items()}
         return {name: value}
-
-    return lambda rollouts: [one(rollout) for rollout in rollouts]
 
 
 def _columns(name: str, rollout: Rollout, names: Sequence[str], needed: Sequence[str]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def score(
             scorer gives is taken for a part of the environment, 0 until somebody earns it.
     """
     live = [r for r in rollouts if r.failure is None]
-    columns = {name: _ask(name, scorer, live) for name, scorer in scorers.items()}
+    columns = {name: ask(name, scorer, live) for name, scorer in scorers.items()}
     heavy = dict(weights)
     own = dict.fromkeys([*(parts or ()), *(part for r in live for turn in r.turns for part in turn.earned)])
     seen: dict[str, str] = dict.fromkeys(own, "the environment")
@@ -65,7 +65,7 @@ def score(
     return [r if r.failure else replace(_merged(r, next(scores), own, heavy, success), weights=known) for r in rollouts]
 
 
-def _ask(name: str, scorer: Scorer, rollouts: Sequence[Rollout]) -> list[Scored | Failure]:
+def ask(name: str, scorer: Scorer, rollouts: Sequence[Rollout]) -> list[Scored | Failure]:
     """One checked result per rollout. If the whole call raised, each is tried alone: only the bad ones fail."""
     if not rollouts:
         return []
@@ -76,7 +76,7 @@ def _ask(name: str, scorer: Scorer, rollouts: Sequence[Rollout]) -> list[Scored 
     except Exception as error:
         if len(rollouts) == 1:
             return [Failure(name, f"{type(error).__name__}: {error}")]
-        return [result for rollout in rollouts for result in _ask(name, scorer, [rollout])]
+        return [result for rollout in rollouts for result in ask(name, scorer, [rollout])]
     if len(found) != len(rollouts):
         raise ConfigError(
             f"the reward {name} returned {len(found)} values for {len(rollouts)} rollouts. It must return one per "

@@ -180,13 +180,6 @@ def generators() -> dict[str, Any]:
     return found
 
 
-def seed_generators(seed: int) -> None:
-    """Start every global generator from the run's seed, whatever ran before in this process."""
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.manual_seed(seed)
-
-
 def put_back(module: Any, state: dict[str, Tensor]) -> None:
     load_adapter(module, state) if adapted(module) else module.load_state_dict(state)
 

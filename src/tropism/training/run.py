@@ -40,6 +40,7 @@ from tropism.training.ranks import Ranks
 from tropism.training.remembered import Remembered
 from tropism.training.sampled import ROWS, sampled_rows, write_rows
 from tropism.training.scoring import per_reply, scoring
+from tropism.training.seeds import seed_generators
 from tropism.training.teachers import load_other, open_tutor
 from tropism.types import Rollout, seed_of
 
@@ -127,7 +128,7 @@ def run_stage(recipe: Recipe, stage: Stage, model: Model, path: Path, record: Ru
         begin_record(recipe, stage, job, path, record, exact)
     exact = ranks.agree(lambda: bool(job.run.notes()["sampler"]["exact"]))
     job = replace(job, exact=exact and job.ahead is None)  # a resumed run keeps the answer it began with
-    checkpoint.seed_generators(job.seed)
+    seed_generators(job.seed)
     state = checkpoint.restore(start, policy, job.optimizer, job.tutor) if start else State()
     if record is not None:
         if differs := recipes.differences(record.config["versions"], versions(policy.device)):
@@ -261,7 +262,7 @@ def open_rows(
     env, seed = data.sampled.env, seed_of(recipe.seed, stage.name, *(["test"] if split == "test" else []))
     source = open_source(env.name, env.options, split=split, seed=recipe.seed)
     score = scoring(stage, env, source, panel, ensemble)
-    checkpoint.seed_generators(seed)  # rewards may draw, and a resume must keep the same rows
+    seed_generators(seed)  # rewards may draw, and a resume must keep the same rows
     own = sampled_rows(data.sampled, stage.sampling, source, policy, score, seed, say)
     return [usable(row, policy.context, stage.method.needs.data) for row in own]
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 from tropism.config import Named, Stage
 from tropism.envs import find_class
 from tropism.errors import ConfigError
-from tropism.rewards import find_scorer
+from tropism.rewards import bound, find_scorer
 from tropism.rewards.score import score
 from tropism.signals import reward_model
 from tropism.signals.judge import PART, Panel
 from tropism.signals.reward_model import Ensemble
+from tropism.training.workers import Workers
 from tropism.types import Rollout, Source
 
 Scoring = Callable[[Sequence[Rollout]], list[Rollout]]
@@ -32,6 +32,7 @@ def scoring(
     """
     scorers: dict[str, Any] = {}
     weights: dict[str, float] = {}
+    sent: list[Any] = []
     parts = parts_of(source)
     for given, weight in stage.rewards.items():
         if isinstance(given, str) and given in (*parts, *offered(stage)):
@@ -40,7 +41,8 @@ def scoring(
         name, scorer, _ = find_scorer(given, parts)
         if name in (*scorers, *offered(stage)):
             raise ConfigError(f"two rewards are called {name}, and the record could not tell them apart. Rename one.")
-        scorers[name], weights[name] = bound(scorer, stage), weight
+        scorers[name], weights[name] = bound(scorer, stage.sampling.max_tokens), weight
+        sent.append(given)
     weights = weights or own_weights(source, parts)
     if not weights:
         raise ConfigError(f"{env.name} has no reward of its own, so the recipe must name one: rewards: {{…: 1.0}}.")
@@ -54,20 +56,24 @@ def scoring(
     if ensemble is not None:
         scorers[reward_model.PART] = ensemble
         weights = dict.fromkeys(ensemble.recorded, 0.0) | weights
-    if panel is None:
-        return partial(score, scorers=scorers, weights=weights, success=success, parts=parts)
+    workers = opened(stage.sampling.reward_workers, tuple(sent), stage.sampling.max_tokens) if sent else None
 
     def read_and_score(rollouts: Sequence[Rollout]) -> list[Rollout]:
-        hinted, found = panel.read(rollouts)
-        return score(hinted, {PART: lambda live: found, **scorers}, weights, success, parts=parts)
+        asked = dict(scorers)
+        if panel is not None:
+            rollouts, found = panel.read(rollouts)
+            asked = {PART: lambda live: found} | asked
+        if workers is not None:
+            asked |= workers.begin(rollouts)
+        return score(rollouts, scorers=asked, weights=weights, success=success, parts=parts)
 
     return read_and_score
 
 
-def bound(scorer: Any, stage: Stage) -> Any:
-    """A scorer that asks for the limit of a reply is told it."""
-    asks = "max_tokens" in inspect.signature(scorer).parameters
-    return partial(scorer, max_tokens=stage.sampling.max_tokens) if asks else scorer
+@lru_cache(maxsize=1)
+def opened(count: int, given: tuple[Any, ...], max_tokens: int) -> Workers | None:
+    """Training and evaluation of a stage share them; those of the stage before end."""
+    return Workers(count, given, max_tokens) if count else None
 
 
 def offered(stage: Stage) -> tuple[str, ...]:
