@@ -125,7 +125,8 @@ class Train:
     mini_batches: int = 1
     """Online: optimizer steps per pass."""
     micro_tokens: int = 2048
-    """Tokens of one forward pass; see model.pack. Splits the sum only; bounds memory."""
+    """Tokens of one forward pass; see model.pack. Splits the sum only; bounds memory. 0: 512 to 8192, whichever is
+    fastest where the run starts; another start may choose another size and differ by rounding, a resume may not."""
     skip: bool = True
     """Pass nothing forward that has no advantage, where a method's gradient is then 0: the same update, sooner."""
     learning_rate: float = 1e-4
@@ -158,9 +159,18 @@ class Train:
     """CPU threads; 0 leaves torch's default. Part of what makes a run repeat bit for bit."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "epochs", "mini_batches", "micro_tokens", "patience", "record_every", "keep"):
+        for name in ("batch", "epochs", "mini_batches", "patience", "record_every", "keep"):
             require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}, but must be at least 1.")
-        for name in ("steps", "warmup", "save_every", "max_grad_norm", "weight_decay", "threads", "final"):
+        for name in (
+            "steps",
+            "warmup",
+            "save_every",
+            "max_grad_norm",
+            "weight_decay",
+            "threads",
+            "final",
+            "micro_tokens",
+        ):
             require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}, but cannot be negative.")
         require(
             0 < self.learning_rate < math.inf,

@@ -208,7 +208,7 @@ def test_several_processes_share_the_groups_and_hold_everything_each(monkeypatch
 
 
 def test_a_faster_size_of_micro_batches_is_named(monkeypatch):
-    monkeypatch.setattr(planning, "rate", lambda work, pieces: 100.0 + 50 * (len(pieces) > 2))
+    monkeypatch.setattr(planning, "rate", lambda work, pieces, seconds: 100.0 + 50 * (len(pieces) > 2))
     stage = RL | {"sampling": RL["sampling"] | {"groups": 8, "group_size": 8}}
     (plan,) = planned(stage | {"train": {"steps": 1, "micro_tokens": 256}})
     assert plan.notes == ("train.micro_tokens: 128 would learn 50% faster than 256, in 0.5 times the memory",)

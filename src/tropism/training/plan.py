@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tropism.config import Recipe, Stage
+from tropism.config import Recipe, Stage, Train
 from tropism.errors import ConfigError
 from tropism.maths.speak import MOST
 from tropism.signals.reread import starts
 from tropism.teacher import teacher_of
 from tropism.training import processes
 from tropism.training.model import Policy
-from tropism.training.packed import micro_batches
+from tropism.training.rates import heat_of, learning, pieces, quickest, rate, settled
 from tropism.training.teachers import SELF
-from tropism.training.workload import Work, counted, lasting, parted, referred, spared, teachers
+from tropism.training.workload import Work, counted, lasting, parted, referred, teachers
 from tropism.types import Batch, SamplingParams, Turn
 
 SECONDS = 3.0
@@ -117,6 +116,9 @@ def planned(
     """
     if hardware != "here" and hardware not in HARDWARE:
         raise ConfigError(f"--hardware is {hardware}, which is not known. Known are: here, {', '.join(HARDWARE)}.")
+    if not stage.train.micro_tokens:
+        tokens = quickest(recipe, stage, policy, folder)[0] if hardware == "here" else Train.micro_tokens
+        stage = replace(stage, train=replace(stage.train, micro_tokens=tokens))
     work, steps = counted(recipe, stage, policy, folder), lasting(recipe, stage, folder)
     if hardware == "here":
         count = processes.wanted(recipe)
@@ -152,19 +154,16 @@ def planned(
 
 def timed(stage: Stage, policy: Policy, work: Work) -> tuple[dict[str, float], tuple[str, ...]]:
     """(seconds of a step by part, from rates measured now; a note if micro-batches of another size learn faster)"""
-    heat = stage.sampling.temperature if stage.env else 1.0
-
-    def learning(piece: Batch) -> None:
-        out = policy.forward(piece, heat)
-        (out.logp * piece.action_mask).sum().backward()
+    heat = heat_of(stage)
 
     def measuring(piece: Batch) -> None:
         with torch.no_grad():
             policy.forward(piece, heat)
 
     given = stage.train.micro_tokens
-    found = {size: rate(learning, pieces(policy, work, size)) for size in (given, given // 2, 2 * given) if size}
-    best, measure = max(found, key=lambda size: found[size]), rate(measuring, pieces(policy, work, given))
+    forth, sizes = learning(policy, heat), (given, given // 2, 2 * given)
+    found = {size: rate(forth, pieces(policy, work, size), SECONDS) for size in sizes if size}
+    best, measure = max(found, key=lambda size: found[size]), rate(measuring, pieces(policy, work, given), SECONDS)
     seconds = {"learning": work.learned / found[given], "moving": moving(stage, policy)}
     if work.measured:
         seconds["measuring"] = work.measured / measure
@@ -175,23 +174,6 @@ def timed(stage: Stage, policy: Policy, work: Work) -> tuple[dict[str, float], t
         f"train.micro_tokens: {best} would learn {gain:.0%} faster than {given}, in {best / given:g} times the memory"
     )
     return seconds, (note,) if gain > NOTED else ()
-
-
-def pieces(policy: Policy, work: Work, micro_tokens: int) -> list[Batch]:
-    parts = micro_batches(work.batch, micro_tokens, packed=policy.packs())
-    return [work.batch[part].narrow(int(work.batch.length[part].max())) for part in parts]
-
-
-def rate(work: Callable[[Batch], None], pieces: Sequence[Batch]) -> float:
-    """Tokens a second, in turn over the pieces, after one that does not count."""
-    tokens = [spared(piece) for piece in pieces]
-    work(pieces[0])
-    done, count, began = 0, 0, time.perf_counter()
-    while count == 0 or (time.perf_counter() - began < SECONDS and count < 4 * len(pieces)):
-        work(pieces[count % len(pieces)])
-        done, count = done + tokens[count % len(pieces)], count + 1
-        settled(pieces[0].tokens.device)
-    return done / (time.perf_counter() - began)
 
 
 def moving(stage: Stage, policy: Policy) -> float:
@@ -233,11 +215,6 @@ def speaking(stage: Stage, policy: Policy, work: Work) -> float:
         if seconds >= SECONDS or length >= work.longest:
             return max(tokens - work.rows, 1) / max(seconds - reading, 1e-9)
         length = min(work.longest, 4 * length)
-
-
-def settled(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def by_sheet(stage: Stage, policy: Policy, work: Work, machine: Hardware) -> dict[str, float]:
@@ -312,7 +289,7 @@ def cache(policy: Policy, work: Work) -> float:
 
 def kept(stage: Stage, policy: Policy, work: Work) -> float:
     """Bytes of what the largest micro-batch leaves for its backward pass, and of the head's chunk at work."""
-    heat = stage.sampling.temperature if stage.env else 1.0
+    heat = heat_of(stage)
     piece = max(pieces(policy, work, stage.train.micro_tokens), key=lambda piece: int(piece.length.sum()))
     own = {p.untyped_storage().data_ptr() for p in policy.module.parameters()}
     seen: dict[int, int] = {}

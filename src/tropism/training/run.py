@@ -37,8 +37,9 @@ from tropism.training.learn import Draw, Job, Playing, learn
 from tropism.training.model import Policy, load_policy
 from tropism.training.optim import AdamW
 from tropism.training.ranks import Ranks
+from tropism.training.rates import sized
 from tropism.training.remembered import Remembered
-from tropism.training.sampled import ROWS, sampled_rows, write_rows
+from tropism.training.sampled import ROWS, located, sampled_rows, write_rows
 from tropism.training.scoring import per_reply, scoring
 from tropism.training.seeds import seed_generators
 from tropism.training.teachers import load_other, open_tutor
@@ -161,6 +162,7 @@ def begin_record(recipe: Recipe, stage: Stage, job: Job, path: Path, record: Run
         if apart:
             job.watcher.say(f"{ROWS}: {apart} pairs are not in it, for their answers follow different conversations")
     job.run.note("length", {"steps": stage.train.steps})
+    job.run.note("micro_tokens", {"tokens": stage.train.micro_tokens})
     if "sampler" not in job.run.notes():
         job.run.note("sampler", {"exact": exact})
 
@@ -168,6 +170,7 @@ def begin_record(recipe: Recipe, stage: Stage, job: Job, path: Path, record: Run
 def open_job(recipe: Recipe, stage: Stage, model: Model, policy: Policy, path: Path, watcher: Watcher) -> Job:
     """Everything a stage needs, opened and checked against each other."""
     seed = seed_of(recipe.seed, stage.name)
+    stage = sized(recipe, stage, policy, path, watcher)
     needs = stage.method.needs
     if missing := sorted((needs.live - {"value", "last_value", "topk_logp"}) | (needs.measured - MEASURED)):
         raise ConfigError(f"{type(stage.method).__name__} needs {', '.join(missing)}, which nothing here provides.")
@@ -307,19 +310,6 @@ def open_evaluation(
         per_reply=per_reply(env),
         forwards=(policy.measuring(at, stage.train), reference(at)) if stage.eval.kl and reference else None,
     )
-
-
-def located(data: Data, recipe: Recipe, folder: Path) -> Data:
-    """With the path of the rows that an earlier stage has sampled, where it names one; `folder` is the run's."""
-    if data.path not in [stage.name for stage in recipe.stages]:
-        return data
-    rows = folder / data.path / ROWS
-    if not rows.exists():
-        raise ConfigError(
-            f"data.path is {data.path}, a stage that has sampled no rows: there is no {rows}. Name a stage with data: "
-            "{sampled: …}, or a file."
-        )
-    return replace(data, path=str(rows))
 
 
 def evaluated(stage: Stage) -> Named | None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tropism.config import Sampled, Sampling
+from tropism.config import Data, Recipe, Sampled, Sampling
 from tropism.errors import ConfigError
 from tropism.record import write
 from tropism.training.model import Policy
@@ -124,3 +124,16 @@ def line_of(row: tuple[Rollout, ...]) -> dict[str, Any]:
     if len(row) == 2:
         return {"prompt": prompt, "chosen": said[0], "rejected": said[1]}
     return {"prompt": prompt, "completion": said[0], "label": row[0].success}
+
+
+def located(data: Data, recipe: Recipe, folder: Path) -> Data:
+    """With the path of the rows that an earlier stage has sampled, where it names one; `folder` is the run's."""
+    if data.path not in [stage.name for stage in recipe.stages]:
+        return data
+    rows = folder / data.path / ROWS
+    if not rows.exists():
+        raise ConfigError(
+            f"data.path is {data.path}, a stage that has sampled no rows: there is no {rows}. Name a stage with data: "
+            "{sampled: …}, or a file."
+        )
+    return replace(data, path=str(rows))

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from tropism.config import Named, Recipe, Sampling, Stage
+from tropism.config import Named, Recipe, Sampling, Stage, Train
 from tropism.envs import open_source
 from tropism.envs.rows import read_rows
 from tropism.errors import ConfigError
@@ -20,8 +20,7 @@ from tropism.training.collate import collate
 from tropism.training.fit import demonstration, load_rows
 from tropism.training.model import Policy, weights_of
 from tropism.training.packed import micro_batches, pack
-from tropism.training.run import located
-from tropism.training.sampled import ROWS
+from tropism.training.sampled import ROWS, located
 from tropism.training.teachers import SELF
 from tropism.types import Batch, Rollout, Task, Turn
 
@@ -63,7 +62,8 @@ def counted(recipe: Recipe, stage: Stage, policy: Policy, folder: Path) -> Work:
     said = [sum(len(turn.action) for turn in each) for each in turns]
     first = {tuple(each[0].context) for each in turns}
     later = sum(len(turn.context) for each in turns for turn in each[1:])
-    learned = sum(spared(batch[part]) for part in micro_batches(batch, stage.train.micro_tokens, packed=policy.packs()))
+    size = stage.train.micro_tokens or Train.micro_tokens
+    learned = sum(spared(batch[part]) for part in micro_batches(batch, size, packed=policy.packs()))
     extra, large = 0.0, [weights / policy.module.num_parameters() for weights in teachers(stage, policy)]
     if (teacher := teacher_of(stage.method)) is not None and teacher.reads and stage.env:
         extra = sum(said) * (1 + bool(teacher.against)) * mean(large)  # what it reads is about as long as a reply
