@@ -62,8 +62,16 @@ class Model:
     """Recompute activations in the backward pass: slower, less memory."""
     pack: bool = True
     """Compute what rows of a batch begin with in common once, and no padding, where the model can be run so."""
+    compile: bool = False
+    """Compile norms and MLPs by torch.compile: some seconds at the start, sooner in bfloat16. Not with an adapter."""
     lora: Lora | None = None
     """An adapter to train instead of the whole model."""
+
+    def __post_init__(self) -> None:
+        require(
+            not (self.compile and self.lora),
+            "model.compile is on and there is an adapter, model.lora, whose layers it cannot read. Drop either.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

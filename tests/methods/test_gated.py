@@ -140,20 +140,31 @@ def test_against_nothing_the_teacher_is_compared_with_the_student():
     assert ALONE.needs.measured == {"proximal_logp"}
 
 
-def exact(method, memory, *, size=2):
+def table():
+    return torch.tensor([[0.2, -0.3, 0.0], [0.1, 0.4, 0.1], [-0.2, 0.3, -0.4]]).requires_grad_()
+
+
+def exact(method, memory, *, size=2, ends=None):
     """Gradient expected of groups of two answers of two words out of three; an answer succeeds if both are 1.
 
     The policy reads the last word; the teacher is the policy, but for what it adds to a word's log-probability.
+
+    Args:
+        ends: a word that ends the answer at once.
     """
-    weights = torch.tensor([[0.2, -0.3, 0.0], [0.1, 0.4, 0.1], [-0.2, 0.3, -0.4]]).requires_grad_()
+    weights = table()
     leaning = torch.tensor([[-0.4, 0.6, 0.1], [0.3, -0.5, 0.2]])
     total = torch.zeros_like(weights)
     for words in itertools.product(range(3), repeat=2 * size):
         said = torch.tensor(words).reshape(size, 2)
+        short = said[:, 0] == (-1 if ends is None else ends)
+        if said[short, 1].any():  # what would follow is nothing, and counted once
+            continue
         batch = answers((said == 1).all(1).tolist(), memory=memory).narrow(3)
-        mask = torch.tensor([[False, True, True]]).expand(size, 3)
+        mask = torch.tensor([[False, True, True]]).expand(size, 3).clone()
+        mask[short, 2] = False
         tokens = torch.cat([torch.full((size, 1), 2), said], 1)  # the first word is read, not written
-        batch = batch.replace(tokens=tokens, length=batch.length * 0 + 3, action_mask=mask, turn=mask.long() - 1)
+        batch = batch.replace(tokens=tokens, length=1 + mask.sum(1), action_mask=mask, turn=mask.long() - 1)
         batch = on_policy(weights, batch)
         extra = torch.nn.functional.pad(leaning[torch.arange(2), said], (1, 0))
         batch = batch.replace(counter_logp=batch.proximal_logp, teacher_logp=batch.proximal_logp + extra)
@@ -168,6 +179,21 @@ def test_the_expected_gradient_is_that_of_reinforce_at_floor_1_and_moved_by_trus
     close(exact(ALONE, {}), plain)
     close(exact(Gated(floor=1.0), wrong), plain)
     assert (exact(Gated(floor=0.0), wrong) - plain).abs().max() > 0.01
+
+
+def test_the_expected_gradient_is_that_of_success_over_length_less_the_baseline_s_share():
+    """As GRPO's, but for the baseline: its own is the chance of success p, the shrunk one nearer to the mean, .9."""
+    weights = table()
+    known = weights.log_softmax(-1)
+    first, second = known[2].exp(), known.exp()
+    won, short = first[1] * second[1, 1], first[2]
+    success, inverse = won / 2, short + (1 - short) / 2
+    p, q = won.detach(), (won.detach() + 2 * 0.9) / 3
+    by_success, by_length = (torch.autograd.grad(of, weights, retain_graph=True)[0] for of in (success, inverse))
+    found = exact(Gated(teacher=None, shrink=1.0), knowing(trust=0.0, mean=0.9), ends=2)
+    close(found, -(by_success - q * by_length))
+    close(2 * exact(GRPO(scale="none"), {}, ends=2), -(by_success - p * by_length))
+    assert (q - p) * by_length.abs().max() > 0.04
 
 
 def test_what_the_reward_pays_beyond_success_is_credited_by_leave_one_out():

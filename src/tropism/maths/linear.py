@@ -58,6 +58,12 @@ def use(module: torch.nn.Module) -> None:
             layer.__class__ = Linear
 
 
+def unseen() -> None:
+    """Keep torch.compile out of these layers, whose operator it cannot trace; what is around them it may compile."""
+    if not hasattr(Linear.forward, "_torchdynamo_disable"):
+        Linear.forward = torch.compiler.disable(Linear.forward)  # type: ignore[method-assign]
+
+
 class OneDNN(torch.autograd.Function):
     """dx = g W, dW = g^T x, db = sum g."""
 

@@ -26,6 +26,7 @@ from tropism.record import last_checkpoint, stages_of
 from tropism.rollout.render import Render
 from tropism.rollout.sampler import Local
 from tropism.signals.frozen import Forward
+from tropism.training import compiled
 from tropism.training import lora as adapters
 from tropism.training.packed import inputs, micro_batches, spread, used, worth
 from tropism.training.packed import use as read_packed
@@ -79,6 +80,8 @@ class Policy:
         self.words = Render(tokenizer, stop_ids(module, tokenizer))
         self.sampler = Local(self.module, self.words.stop_ids, self.context, self.precision)
         read_packed(self.module, self.precision)
+        if settings.compile:
+            compiled.use(self.module, self.precision)
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast of every forward pass, of sampler and trainer alike."""
