@@ -140,10 +140,6 @@ def test_against_nothing_the_teacher_is_compared_with_the_student():
     assert ALONE.needs.measured == {"proximal_logp"}
 
 
-def table():
-    return torch.tensor([[0.2, -0.3, 0.0], [0.1, 0.4, 0.1], [-0.2, 0.3, -0.4]]).requires_grad_()
-
-
 def exact(method, memory, *, size=2, ends=None):
     """Gradient expected of groups of two answers of two words out of three; an answer succeeds if both are 1.
 
@@ -152,7 +148,7 @@ def exact(method, memory, *, size=2, ends=None):
     Args:
         ends: a word that ends the answer at once.
     """
-    weights = table()
+    weights = torch.tensor([[0.2, -0.3, 0.0], [0.1, 0.4, 0.1], [-0.2, 0.3, -0.4]]).requires_grad_()
     leaning = torch.tensor([[-0.4, 0.6, 0.1], [0.3, -0.5, 0.2]])
     total = torch.zeros_like(weights)
     for words in itertools.product(range(3), repeat=2 * size):
@@ -181,19 +177,21 @@ def test_the_expected_gradient_is_that_of_reinforce_at_floor_1_and_moved_by_trus
     assert (exact(Gated(floor=0.0), wrong) - plain).abs().max() > 0.01
 
 
-def test_the_expected_gradient_is_that_of_success_over_length_less_the_baseline_s_share():
-    """As GRPO's, but for the baseline: its own is the chance of success p, the shrunk one nearer to the mean, .9."""
-    weights = table()
-    known = weights.log_softmax(-1)
-    first, second = known[2].exp(), known.exp()
-    won, short = first[1] * second[1, 1], first[2]
-    success, inverse = won / 2, short + (1 - short) / 2
-    p, q = won.detach(), (won.detach() + 2 * 0.9) / 3
-    by_success, by_length = (torch.autograd.grad(of, weights, retain_graph=True)[0] for of in (success, inverse))
-    found = exact(Gated(teacher=None, shrink=1.0), knowing(trust=0.0, mean=0.9), ends=2)
-    close(found, -(by_success - q * by_length))
-    close(2 * exact(GRPO(scale="none"), {}, ends=2), -(by_success - p * by_length))
-    assert (q - p) * by_length.abs().max() > 0.04
+@pytest.mark.parametrize("method", [ALONE, Gated(floor=1.0)], ids=["alone", "floor 1"])
+def test_it_favours_no_length(method):
+    """Answers of one word and of two, each of which counts the same: GRPO's gradient, whatever the baseline."""
+    plain = 2 * exact(GRPO(scale="none"), {}, ends=2)
+    for mean in (0.1, 0.9):
+        close(exact(method, knowing(trust=0.7, fit=(2.0, 0.5, -0.4, 0.3, 0.1), mean=mean), ends=2), plain)
+
+
+def test_without_siblings_or_where_they_are_as_long_there_is_nothing_to_free():
+    close(credit(ALONE, answers((1,), memory=knowing(mean=0.25))), torch.full((1, 4), 0.75))
+    short = torch.tensor([[True] * 4, [True, False, False, False]])
+    found = credit(ALONE, answers((1, 0), memory=knowing(mean=0.25), action_mask=short))
+    # q is (0 + 2 * 0.25) / 3 and (1 + 2 * 0.25) / 3; 4 tokens where the sibling has 1, and 1 where it has 4
+    close(found[0], torch.full((4,), (1 - 0) + (0 - 1 / 6) * 4))
+    close(found[1, 0], torch.tensor((0 - 1) + (1 - 1 / 2) / 4))
 
 
 def test_what_the_reward_pays_beyond_success_is_credited_by_leave_one_out():

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tropism.maths.advantage import leave_one_out
 from tropism.maths.check import same_shape
 from tropism.maths.reduce import first_row, sum_by
 from tropism.maths.returns import chains
@@ -146,7 +147,7 @@ def read(
     return Reading(outcome, expected, told, words, action_mask / length.clamp(min=1), here, value, before, last)
 
 
-def blended(after: Tensor, before: Tensor, outcome: Tensor, mix: Tensor) -> Tensor:
+def blended(after: Tensor, before: Tensor, outcome: Tensor, mix: Tensor | float) -> Tensor:
     """What a token changed, and a share of what is left unexplained.
 
         A_t = (V_t - V_{t-1}) + mix (R - V_t)
@@ -163,6 +164,29 @@ def blended(after: Tensor, before: Tensor, outcome: Tensor, mix: Tensor) -> Tens
         after, before, outcome, mix: V_t, V_{t-1}, R and the mix, of shapes that broadcast to [N, T].
     """
     return (after - before) + mix * (outcome - after)
+
+
+def credited(
+    value: Tensor, before: Tensor, seen: Reading, mix: Tensor | float, group: Tensor, episode: Tensor
+) -> Tensor:
+    """`blended`, its baseline freed of length: for a loss in which an answer of n tokens counts 1 / n.
+
+        A_t = (V_t - V_{t-1}) + mix (R - V_t + (S - V_{t-1}) (n / N - 1))
+
+        S, N    mean of the siblings' outcomes, and of their lengths; of one who has none, its own
+
+    Over n, R - V_{t-1} alone would favour short answers where V is low and long ones where it is high, for
+    E[V grad log pi / n] is V grad E[1 / n], and not 0. With the last term it is (R - S) / n + (S - V_{t-1}) / N: the
+    first is GRPO's, not divided by a standard deviation; N does not depend on the answer, so the second has mean 0.
+
+    Args:
+        value, before: [N, T] V_t and V_{t-1}, or [N, 1].
+        group, episode: [N] ids.
+    """
+    outcome, n = seen.outcome, sum_by(seen.share.gt(0).sum(1), episode).to(before.dtype)
+    siblings, usual = (own - leave_one_out(own, group, episode) for own in (outcome, n))
+    free = (siblings[:, None] - before) * (n / usual.clamp(min=1) - 1)[:, None]
+    return blended(value, before, outcome[:, None], mix) + mix * free
 
 
 def ridge_logistic(x: Tensor, outcome: Tensor, offset: Tensor, weight: Tensor, *, ridge: float = 2.0) -> Tensor:

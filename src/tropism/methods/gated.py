@@ -11,9 +11,8 @@ likely success is after every token, and moves credit between tokens only.
 The gradient is unbiased where V_{t-1} does not depend on y_t given what came before: the hint must not depend on the
 answer it is held against (so feedback on it is refused), fit and mean come from earlier batches, siblings leave out the
 answer itself. A hint from siblings is there for all of a group or not used in it; which groups have one still depends
-on outcomes. A column of the task is free of that. Unbiased but for length, that is: an answer of n tokens counts 1/n,
-as in GRPO, which maximises E[R/n], and a baseline q other than its mean adds -q grad E[1/n] to that: below it, short
-answers are favoured. Where all are as long, there is no such term.
+on outcomes. A column of the task is free of that. Every answer counts the same, as in GRPO, however long; a baseline
+that is not the siblings' mean would then favour lengths, and is freed of that (evidence.credited).
 
 Left out: weighting tokens by |d| on top, which gained on some teachers and lost on others.
 """
@@ -41,12 +40,12 @@ class Gated:
     """Calibrated self-distilled credit, ours: trusted as far as it has explained outcomes that it had not seen.
 
     Credit      (V_t - V_{t-1}) + m (R - V_t), m = max(1 - trust, floor): R is 1 for a success, V_t its probability from
-                siblings and from what a teacher says of the tokens so far. What the reward pays beyond success is
-                credited by leave-one-out
+                siblings and from what a teacher says of the tokens so far; and what frees it of length. What the
+                reward pays beyond success is credited by leave-one-out
     Loss        PPO's clipped surrogate; every episode counts the same
     Needs       siblings and a named success; a teacher that read a right and a wrong hint, or teacher=None
-    Reduces to  R - q without trust or teacher, and with shrink=0 RLOO's credit where siblings differ; the unbiased
-                critic R - V_{t-1} with floor=1; V_t - V_{t-1} with full trust and floor=0
+    Reduces to  R - q without trust or teacher where answers are equally long, and with shrink=0 RLOO's credit where
+                siblings differ; the unbiased critic R - V_{t-1} with floor=1; V_t - V_{t-1} with full trust and floor=0
 
     A batch in which all succeed or all fail is not silent: R - q is small there, and not 0. `gate/style` is what both
     hints say in common of the student's tokens, in nats: where it rises, the policy copies how a hinted model talks.
@@ -108,7 +107,7 @@ class Gated:
         used, q = (seen.told & (trust > 0))[:, None], seen.expected[:, None]
         mix = torch.where(used, max(1 - trust, self.floor), 1.0)
         value, before = seen.value.where(used, q), seen.before.where(used, q)
-        advantage = evidence.blended(value, before, seen.outcome[:, None], mix)
+        advantage = evidence.credited(value, before, seen, mix, batch.group, batch.episode)
         beyond = leave_one_out(batch.reward - seen.outcome, batch.group, batch.episode)[:, None]
         metrics = evidence.watched(batch.memory, seen, batch.group) if self.teacher else {}
         if self.teacher and self.teacher.against:
