@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant" | "tool", "content": text}"""
-
 Prompt = str | tuple[Message, ...]
 """A text is given to the model as it is; messages go through its chat template."""
 
@@ -120,9 +119,8 @@ class Turn:
     entropy: Sequence[float] | None = None
     """Entropy of the distribution that each action token was drawn from, nats."""
     topk_ids: Any = None
-    """[L, K] the K likeliest token ids at each action token: an array, or lists."""
     topk_logp: Any = None
-    """[L, K] their log-probabilities, likewise."""
+    """[L, K] the K likeliest token ids at each action token, and their log-probabilities: arrays, or lists."""
     stop: Stop = Stop.finished
     prompt: Prompt = ()
     """The words that `context` was made from."""
@@ -277,9 +275,8 @@ class Batch:
     topk_ids: Tensor = ABSENT
     """[N, T, K] token ids on which student and teacher are compared; -1 where a place is unused."""
     proximal_topk_logp: Tensor = ABSENT
-    """[N, T, K]"""
     teacher_topk_logp: Tensor = ABSENT
-    """[N, T, K]"""
+    """[N, T, K] of these ids, both."""
     value: Tensor = ABSENT
     """[N, T] critic's value of the state in which token t was chosen."""
     last_value: Tensor = ABSENT
@@ -299,8 +296,11 @@ class Batch:
         return [(name, value) for name, value in found if hasattr(value, "shape")]
 
     def __getitem__(self, rows: Any) -> Batch:
-        """The same batch with these rows only; step, steps, memory and weighted belong to the whole."""
-        return self.replace(**{name: value[rows] for name, value in self.tensors()})
+        """The same batch with these rows only; step, steps, memory and weighted belong to the whole. A field that is
+        one view for all rows stays one: the ids of a whole vocabulary are never written out."""
+        count = len(self.tokens[rows])
+        once = {name: v[:1].expand(count, *v.shape[1:]) for name, v in self.tensors() if not v.stride()[0]}
+        return self.replace(**{name: v[rows] for name, v in self.tensors() if name not in once}, **once)
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tropism.maths.logp import entropy, log_softmax
+from tropism.maths.logp import entropy, everything, log_softmax
 from tropism.maths.speak import said
 
 close = torch.testing.assert_close
@@ -46,6 +46,22 @@ def test_every_id_sums_to_probability_one_and_the_likeliest_come_first():
     assert torch.equal(best.topk_ids, drawn(3, 5).topk(2).indices)
     both = said(drawn(3, 5), TOKENS, 1.0, ids=torch.tensor([[3], [-1], [0]]), top_k=2)
     assert torch.equal(both.topk_ids, best.topk_ids) and both.topk_logp.shape == (3, 1)
+
+
+@pytest.mark.parametrize("most", [1 << 28, 2 * 8 * 5])
+def test_a_whole_vocabulary_held_once_is_the_same_written_out(most):
+    """Values and gradients, bit for bit; ids in another order are still looked up."""
+    once = torch.arange(5).expand(3, 5)
+    assert everything(once, 5) and not everything(once, 6) and not everything(once.clone(), 5)
+    found = []
+    for ids in (once, once.clone()):
+        logits = drawn(3, 5).requires_grad_()
+        out = said(logits, TOKENS, 0.6, ids=ids, most=most)
+        (out.topk_logp * drawn(3, 5, seed=1)).sum().add(out.logp.sum()).backward()
+        found.append((out.topk_logp.detach(), logits.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    back = said(drawn(3, 5), TOKENS, 0.6, ids=once.flip(-1).contiguous()).topk_logp
+    assert torch.equal(back, found[0][0].flip(-1))
 
 
 def test_nothing_said_is_nothing():

@@ -41,7 +41,7 @@ def played(policy, prompts=("2+2=", "1+10=", "7="), *, top_k=0, temperature=1.0,
     ]
 
 
-def asked(policy, teacher, rollouts, *, models=None, exact=True, room=500, temperature=1.0, memory=4e9):
+def asked(policy, teacher, rollouts, *, models=None, exact=True, room=500, temperature=1.0, memory=4e9, proximal=True):
     student = policy.measuring(temperature, Train(micro_tokens=64))
     tutor = Tutor(
         teacher=teacher,
@@ -51,6 +51,7 @@ def asked(policy, teacher, rollouts, *, models=None, exact=True, room=500, tempe
         room=room,
         vocabulary=262,
         memory=memory,
+        proximal=proximal,
     )
     batch = measure(collate(rollouts, codes={}), PROXIMAL, policy=student, exact=exact)
     openings = [Opening(rollouts[r.episode], r.spans[0][1], rollouts) for r in rows_of(rollouts)]
@@ -161,6 +162,28 @@ def test_the_whole_vocabulary_is_a_distribution_and_too_much_of_it_is_refused(po
         assert torch.allclose(mass, torch.ones_like(mass), atol=1e-5)
     with pytest.raises(ConfigError, match=r"top_k is all, which takes 0.0 GB .* 262 tokens at each place"):
         asked(policy, teacher, rollouts, memory=1000)
+
+
+@pytest.mark.parametrize("settings", [{"top_k": "all"}, {"top_k": 4, "support": "teacher"}])
+def test_the_student_is_not_asked_for_what_no_one_reads(policy, settings, monkeypatch):
+    """But in rows without a teacher; what is said stays the same, and a whole vocabulary is not written out."""
+    rollouts, passes = played(policy), []
+    rollouts[1] = replace(rollouts[1], task=replace(rollouts[1].task, columns={}))
+    teacher = Teacher(reads=("worked",), **settings, **SHORT)
+    whole, _ = asked(policy, teacher, rollouts)
+    forward = policy.forward
+    monkeypatch.setattr(policy, "forward", lambda batch, *a, **k: passes.append(len(batch)) or forward(batch, *a, **k))
+    asked(policy, teacher, rollouts)
+    read = sum(passes)
+    passes.clear()
+    batch, _ = asked(policy, teacher, rollouts, proximal=False)
+    assert sum(passes) == read - 3 + 1
+    assert batch.has_teacher.tolist() == [True, False, True] and batch.proximal_topk_logp is None
+    close = torch.testing.assert_close
+    close(batch.topk_ids, whole.topk_ids)
+    close(batch.teacher_topk_logp[batch.action_mask], whole.teacher_topk_logp[batch.action_mask], atol=1e-5, rtol=0)
+    if settings["top_k"] == "all":
+        assert batch[torch.tensor([2, 0])].narrow(5).topk_ids.untyped_storage().nbytes() == 8 * 262
 
 
 def test_among_hints_the_one_with_most_tokens_in_common_wins():

@@ -29,6 +29,14 @@ def placed(values: Tensor, mask: Tensor) -> Tensor:
     return out.index_copy(0, places, values).view(*mask.shape, *values.shape[1:])
 
 
+def everything(ids: Tensor, vocabulary: int) -> bool:
+    """Whether ids [..., K] are the whole vocabulary in its order, held once for all places: nothing need be looked up.
+
+    `torch.arange(vocabulary).expand(...)` is; nothing else should be one view of so many ids.
+    """
+    return ids.shape[-1] == vocabulary and not any(ids.stride()[:-1])
+
+
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:
     """log p_v = l_v / temperature - log sum_u exp(l_u / temperature); half precision is raised to float32 first."""
     if logits.dtype in HALF:

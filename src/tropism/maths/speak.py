@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tropism.maths.linear import linear
-from tropism.maths.logp import HALF, entropy, log_softmax
+from tropism.maths.logp import HALF, entropy, everything, log_softmax
 
 MOST = 1 << 26
 """Bytes that one array of numbers over the vocabulary may take. What would take more is computed in chunks of tokens,
@@ -137,7 +137,7 @@ def head(states: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 def gathered(logp: Tensor, ids: Tensor) -> Tensor:
     """[M, K] log-probabilities at ids [M, K]; 0 where an id is -1."""
-    return logp.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, 0.0)
+    return logp if everything(ids, logp.shape[-1]) else logp.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, 0.0)
 
 
 def by_logits(
@@ -145,16 +145,17 @@ def by_logits(
 ) -> Tensor:
     """Gradient with respect to logits, [M, V], from (what, gradient with respect to it over temperature)."""
     total, (tokens, by_logp), (ids, by_topk) = p.new_zeros(len(p)), logp, topk
+    whole = everything(ids, p.shape[-1])
     if by_logp is not None:
         total = total + by_logp
     if by_topk is not None:
-        by_topk = by_topk.masked_fill(ids < 0, 0.0)
+        by_topk = by_topk if whole else by_topk.masked_fill(ids < 0, 0.0)
         total = total + by_topk.sum(-1)
     g = p * -total[:, None]
     if by_logp is not None:
         g.scatter_add_(1, tokens[:, None], by_logp[:, None])
     if by_topk is not None:
-        g.scatter_add_(1, ids.clamp(min=0), by_topk)
+        g = g.add_(by_topk) if whole else g.scatter_add_(1, ids.clamp(min=0), by_topk)
     value, by_entropy = entropies
     if by_entropy is not None:
         logq = p.clamp(min=torch.finfo(p.dtype).tiny).log()

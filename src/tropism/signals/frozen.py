@@ -86,10 +86,14 @@ def top_k(batch: Batch, policy: Forward, k: int, vocabulary: int) -> Batch:
         k: how many; `vocabulary`: all of them.
     """
     if k >= vocabulary:
-        everything = torch.arange(vocabulary, device=batch.tokens.device)
-        batch = batch.replace(topk_ids=everything.expand(*batch.tokens.shape, vocabulary))
+        batch = batch.replace(topk_ids=all_of(batch, vocabulary))
     if batch.topk_ids is not None and batch.proximal_topk_logp is not None:
         return batch
     out = policy(batch, 0 if batch.topk_ids is not None else k)
     ids = batch.topk_ids if batch.topk_ids is not None else out.topk_ids
     return batch.replace(topk_ids=ids, proximal_topk_logp=out.topk_logp)
+
+
+def all_of(batch: Batch, vocabulary: int) -> Tensor:
+    """[N, T, V] every token at every place, held once."""
+    return torch.arange(vocabulary, device=batch.tokens.device).expand(*batch.tokens.shape, vocabulary)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tropism.maths.logp import everything
 from tropism.types import ABSENT, Batch
 
 
@@ -34,7 +35,9 @@ def reread(batch: Batch, contexts: Sequence[Sequence[int]]) -> tuple[Batch, Tens
         tokens[row, : len(ids)] = torch.tensor(ids, device=device)
     kept = {"tokens": tokens, "action_mask": after(batch.action_mask, False), "length": length}
     if batch.topk_ids is not None:
-        kept["topk_ids"] = after(batch.topk_ids, -1)
+        topk = batch.topk_ids
+        once = everything(topk, topk.shape[-1])
+        kept["topk_ids"] = topk[:1, :1].expand(*tokens.shape, -1) if once else after(topk, -1)
     blank = torch.zeros(tokens.shape, device=device)
     absent = {name: ABSENT for name, value in batch.tensors() if value.ndim > 1}
     return batch.replace(**(absent | {"token_reward": blank, "turn": blank.long() - 1} | kept)), shift

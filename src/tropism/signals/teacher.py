@@ -13,7 +13,7 @@ from torch import Tensor
 from tropism.errors import ConfigError
 from tropism.rollout.render import Render
 from tropism.signals.contexts import Context, Opening, available, chosen, contexts_of, opposite
-from tropism.signals.frozen import Forward, top_k
+from tropism.signals.frozen import Forward, all_of, top_k
 from tropism.signals.reread import moved, reread, starts
 from tropism.teacher import Teacher
 from tropism.types import ABSENT, Batch, Output
@@ -30,6 +30,8 @@ class Tutor:
         room: longest sequence that student and teacher can read, in tokens.
         vocabulary: size of both models' output.
         memory: bytes that the top-K of one rollout batch may take.
+        proximal: the method reads `proximal_topk_logp`; else the student is only asked where its likeliest tokens are
+            compared, or where no teacher spoke.
     """
 
     teacher: Teacher
@@ -40,6 +42,7 @@ class Tutor:
     vocabulary: int
     copy: Any = None
     memory: float = 4e9
+    proximal: bool = True
 
     def measure(self, batch: Batch, openings: Sequence[Opening]) -> tuple[Batch, dict[str, tuple[float, float]]]:
         """Every field that a teacher fills, and how it went.
@@ -107,6 +110,8 @@ class Tutor:
             )
         if self.teacher.support == "teacher" and self.teacher.select == "first":
             return batch, k
+        if k == self.vocabulary and not self.proximal:
+            return batch.replace(topk_ids=all_of(batch, k), proximal_topk_logp=ABSENT), k
         return top_k(batch, self.student, k, self.vocabulary), k
 
     def contexts(self, batch: Batch, openings: Sequence[Opening], read: Sequence[Any]) -> list[list[Context]]:
@@ -137,8 +142,8 @@ class Tutor:
         for n, (opening, context) in enumerate(zip(openings, contexts, strict=True)):
             if context is not None:
                 rows.setdefault(self.label(opening.rollout.task.domain), []).append(n)
-        out = nothing(batch, k)
         own = k if self.teacher.support != "student" or self.teacher.select != "first" else 0
+        out = nothing(batch, k, own)
         for label, some in rows.items():
             index = torch.tensor(some, device=batch.tokens.device)
             part = batch[index] if k and self.teacher.support != "teacher" else batch[index].replace(topk_ids=ABSENT)
@@ -172,12 +177,21 @@ class Tutor:
             return batch
         if self.teacher.support == "teacher":
             ids = where(there, out.topk_ids, torch.full_like(out.topk_ids, -1))
-            batch = batch.replace(topk_ids=ids)
-            batch = batch.replace(proximal_topk_logp=self.student(batch).topk_logp)
+            batch = batch.replace(topk_ids=ids, proximal_topk_logp=ABSENT)
+            if self.proximal:
+                batch = batch.replace(proximal_topk_logp=self.student(batch).topk_logp)
         elif self.teacher.support == "overlap":
             shared = (batch.topk_ids[..., :, None] == out.topk_ids[..., None, :]).any(-1)
             batch = batch.replace(topk_ids=where(there, torch.where(shared, batch.topk_ids, -1), batch.topk_ids))
-        return batch.replace(teacher_topk_logp=where(there, out.topk_logp, batch.proximal_topk_logp))
+        return batch.replace(teacher_topk_logp=self.or_student(batch, there, out.topk_logp))
+
+    def or_student(self, batch: Batch, there: Tensor, said: Tensor) -> Tensor:
+        """What the teacher said at `batch.topk_ids`, and the student in rows where it said nothing."""
+        if batch.proximal_topk_logp is not None:
+            return where(there, said, batch.proximal_topk_logp)
+        rows = (~there).nonzero()[:, 0]
+        own = self.student(batch[rows]).topk_logp if len(rows) else None
+        return said if own is None else said.index_copy(0, rows, own)
 
     def follow(self, student: Any, step: int, moved: bool) -> None:
         """Move the copy after rollout batch `step` (from 0); an EMA only if an update moved the student.
@@ -208,9 +222,11 @@ def tokens_of(batch: Batch, contexts: Sequence[Sequence[Context]]) -> int:
     return sum(len(context.ids) + rest for found, rest in zip(contexts, rests, strict=True) for context in found)
 
 
-def nothing(batch: Batch, k: int) -> Output:
-    zeros, shape = torch.zeros_like(batch.token_reward), (*batch.tokens.shape, k)
-    ids, logp = (batch.tokens.new_full(shape, -1), zeros.new_zeros(shape)) if k else (ABSENT, ABSENT)
+def nothing(batch: Batch, k: int, own: int) -> Output:
+    """What is said where nobody speaks, of k tokens; `own` of them the teacher's."""
+    zeros = torch.zeros_like(batch.token_reward)
+    ids = batch.tokens.new_full((*batch.tokens.shape, own), -1) if own else ABSENT
+    logp = zeros.new_zeros(*batch.tokens.shape, k) if k else ABSENT
     return Output(logp=zeros, entropy=zeros.clone(), topk_ids=ids, topk_logp=logp)
 
 

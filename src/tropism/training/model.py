@@ -20,7 +20,7 @@ from torch import Tensor
 from tropism.config import Model, Train
 from tropism.errors import ConfigError
 from tropism.maths.linear import PLAIN, use
-from tropism.maths.logp import placed, predicting
+from tropism.maths.logp import everything, placed, predicting
 from tropism.maths.speak import said
 from tropism.record import last_checkpoint, stages_of
 from tropism.rollout.render import Render
@@ -104,7 +104,9 @@ class Policy:
         critic = self.critic if module is self.module else None
         at = predicting(mask)
         tokens = batch.tokens.flatten()[at + 1]
-        ids = None if batch.topk_ids is None else batch.topk_ids.flatten(0, 1)[at + 1]
+        ids = None if batch.topk_ids is None else batch.topk_ids.flatten(0, 1)
+        if ids is not None:
+            ids = ids[:1].expand(len(at), -1) if everything(ids, ids.shape[1]) else ids[at + 1]
         with self.precision():
             alone = isinstance(critic, OwnCritic)
             hidden, states, head = self.states(module, batch, at, critic is not None and not alone)

@@ -53,6 +53,7 @@ def open_tutor(stage: Stage, model: Model, policy: Policy, source: Source | None
         room=room,
         vocabulary=int(policy.module.config.vocab_size),
         copy=follower,
+        proximal="proximal_topk_logp" in stage.method.needs.measured,
     )
 
 
