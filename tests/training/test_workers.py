@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import time
 from dataclasses import replace
 
@@ -120,6 +121,26 @@ def test_what_is_wrong_with_the_recipe_is_said_by_the_run(named):
     with pytest.raises(ConfigError, match=r"given the reward .*lambda.*Name it as file.py:name"):
         Workers(1, [lambda reply: 1.0], 9)
     assert by_workers([exact_match], replies("a", truth="a"))[0].reward == 1.0
+
+
+def test_what_cannot_be_sent_is_named_and_leaves_the_process_at_work(named):
+    workers = Workers(1, named("length"), 9)
+    bad = replies("a")[0]
+    bad = replace(bad, task=Task(columns={"answer": "a", "call": lambda: 1}))
+    with pytest.raises(ConfigError, match=r"the column 'call' of a task cannot be sent: .*lambda.* reward_workers: 0"):
+        score([bad], workers.begin([bad]), {"length": 1.0})
+    fine = replies("a", truth="a")
+    assert score(fine, workers.begin(fine), {"length": 1.0})[0].reward == 2.0
+
+
+def test_a_reward_that_cannot_be_imported_there_is_an_error_and_no_death(tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("def one(reply):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    given = importlib.import_module("only_here").one
+    workers, played = Workers(1, [given], 9), replies("a")
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"cannot load a reward or a task \(ModuleNotFoundError: .*only_here"):
+        score(played, workers.begin(played), {"one": 1.0})
 
 
 def test_they_end_with_the_object_that_started_them(named):

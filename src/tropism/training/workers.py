@@ -115,14 +115,16 @@ class Worker:
 
         Raises:
             EOFError: the process died of it.
+            ConfigError: it cannot be sent, or cannot be read there.
             TropismError: what the reward raised.
         """
+        sent = written(job)
         try:
             if self.process is None:
                 self.process = started()
                 weakref.finalize(self, stop, self.process)
-                self.send(sys.path)
-            self.send(job)
+                self.send(pickle.dumps(sys.path))
+            self.send(sent)
             assert self.process.stdout is not None
             found: Results | TropismError = pickle.load(self.process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError) as error:
@@ -132,7 +134,8 @@ class Worker:
             raise found
         return found
 
-    def send(self, what: Any) -> None:
+    def send(self, what: bytes) -> None:
+        """Whole, or not at all: what cannot be read there must not leave half of itself in the pipe."""
         assert self.process is not None and self.process.stdin is not None
         pickle.dump(what, self.process.stdin)
         self.process.stdin.flush()
@@ -141,6 +144,19 @@ class Worker:
         if self.process is not None:
             stop(self.process)
             self.process = None
+
+
+def written(job: tuple[Any, int, Sequence[Rollout]]) -> bytes:
+    try:
+        return pickle.dumps(job)
+    except Exception as error:  # whatever a task holds
+        columns = (column for rollout in job[2] for column in rollout.task.columns.items())
+        name = next((name for name, value in columns if unsent([value])), None)
+        what = "a rollout" if name is None else f"the column {name!r} of a task"
+        raise ConfigError(
+            f"sampling.reward_workers sends rollouts to other processes, but {what} cannot be sent: {error}. Give tasks"
+            " columns of plain values, or use reward_workers: 0."
+        ) from error
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -158,18 +174,29 @@ def started() -> subprocess.Popen[bytes]:
 
 def serve(jobs: BinaryIO, results: BinaryIO) -> None:
     """Until there are no more jobs."""
-    sys.path[:] = pickle.load(jobs)
+    sys.path[:] = pickle.loads(pickle.load(jobs))
     while True:
         try:
-            given, max_tokens, rollouts = pickle.load(jobs)
+            job = pickle.load(jobs)
         except EOFError:
             return
         try:
-            found: Results | TropismError = result_of(given, max_tokens, rollouts)
+            found: Results | TropismError = result_of(*read(job))
         except TropismError as error:
             found = error
         pickle.dump(found, results)
         results.flush()
+
+
+def read(job: bytes) -> tuple[Any, int, Sequence[Rollout]]:
+    try:
+        found: tuple[Any, int, Sequence[Rollout]] = pickle.loads(job)
+    except Exception as error:  # of an import
+        raise ConfigError(
+            f"sampling.reward_workers: another process cannot load a reward or a task ({type(error).__name__}: "
+            f"{error}). Name the reward as file.py:name, or use reward_workers: 0."
+        ) from error
+    return found
 
 
 def result_of(given: Any, max_tokens: int, rollouts: Sequence[Rollout]) -> Results:
