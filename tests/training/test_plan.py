@@ -1,5 +1,8 @@
 """What a recipe will take, said before it runs."""
 
+import gc
+import pathlib
+import sys
 from dataclasses import replace
 
 import pytest
@@ -120,6 +123,40 @@ def test_memory_is_of_what_is_held_at_once():
     assert plan.memory["the process"] > 5e7
 
 
+def test_counting_what_a_pass_keeps_leaves_nothing_of_it_behind(tmp_path):
+    """An operation that saved its own result would hold itself for ever, and all that led to it."""
+
+    def alive():
+        gc.collect()
+        tensors = [one.untyped_storage() for one in gc.get_objects() if type(one) is torch.Tensor]
+        return sum({one.data_ptr(): one.nbytes() for one in tensors}.values())
+
+    recipe = resolve({"name": "plan", "model": {"path": "tiny", "device": "cpu"}, "stages": [RL]})
+    policy, stage = load_policy(recipe.model, 0), recipe.stages[0]
+    work = workload.counted(recipe, stage, policy, tmp_path)
+    before = alive()
+    assert planning.kept(stage, policy, work) > 1e6
+    assert alive() - before < 1e5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system keeps count")
+def test_growth_is_what_work_takes_at_most_and_not_what_was_taken_before():
+    kept = [torch.ones(5_000_000)]
+    assert planning.growth(lambda: kept.append(torch.ones(10_000_000))) == pytest.approx(4e7, rel=0.1)
+    assert planning.growth(lambda: torch.ones(20_000_000).sum()) == pytest.approx(8e7, rel=0.1)
+    assert planning.growth(lambda: None) < 2e6
+
+
+def test_growth_is_nothing_where_the_system_keeps_no_count(monkeypatch):
+    done = []
+    monkeypatch.setattr(planning, "Path", lambda name: nowhere(name))
+    assert planning.growth(lambda: done.append(1)) == 0 and done == [1]
+
+
+def nowhere(name):
+    return pathlib.Path("/nowhere" + name)
+
+
 def test_what_is_kept_for_the_backward_pass_grows_with_the_micro_batch_and_shrinks_where_it_is_computed_again():
     def learning(**settings):
         stage = RL | {"sampling": RL["sampling"] | {"groups": 8, "group_size": 8}}
@@ -182,7 +219,7 @@ def test_several_processes_share_the_groups_and_hold_everything_each(monkeypatch
 
     def timed(stage, policy, work):
         asked.append((work, torch.get_num_threads()))
-        return {"drawing": 4.0, "learning": 8.0, "moving": 1.0}, ()
+        return {"drawing": 4.0, "learning": 8.0, "moving": 1.0}, (), 0.0
 
     monkeypatch.setattr(planning, "timed", timed)
     monkeypatch.setattr(api.processes, "rate_beside", lambda model, count: 0.8)

@@ -7,8 +7,12 @@ left out of the update. So time is rather more than the run will take; the words
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -128,7 +132,8 @@ def planned(
             memory["gradients and moments"] *= 4 / 3
         memory["the process"] = process or unladen(policy, memory["weights"])
         with processes.threads(1 if count > 1 else torch.get_num_threads()):
-            seconds, notes = timed(stage, policy, mine)
+            seconds, notes, grown = timed(stage, policy, mine)
+        memory["learning"] = max(memory["learning"], grown)
         if count > 1:
             notes += (f"{count} processes of one thread, each at {beside:.0%} of its rate alone",)
         seconds = {name: value / beside for name, value in seconds.items()}
@@ -152,8 +157,9 @@ def planned(
 # ----------------------------------------------------------------------------------------------------------------- time
 
 
-def timed(stage: Stage, policy: Policy, work: Work) -> tuple[dict[str, float], tuple[str, ...]]:
-    """(seconds of a step by part, from rates measured now; a note if micro-batches of another size learn faster)"""
+def timed(stage: Stage, policy: Policy, work: Work) -> tuple[dict[str, float], tuple[str, ...], float]:
+    """(seconds of a step by part, from rates measured now; a note if micro-batches of another size learn faster; by how
+    many bytes the process grew meanwhile, beyond the gradients)"""
     heat = heat_of(stage)
 
     def measuring(piece: Batch) -> None:
@@ -162,18 +168,26 @@ def timed(stage: Stage, policy: Policy, work: Work) -> tuple[dict[str, float], t
 
     given = stage.train.micro_tokens
     forth, sizes = learning(policy, heat), (given, given // 2, 2 * given)
-    found = {size: rate(forth, pieces(policy, work, size), SECONDS) for size in sizes if size}
+    found, saying = dict[int, float](), 0.0
+
+    def step() -> None:  # as the run makes it: what drawing leaves of the heap is what learning has
+        nonlocal saying
+        saying = speaking(stage, policy, work) if stage.env else 0.0
+        found[given] = rate(forth, pieces(policy, work, given), SECONDS)
+
+    grown = growth(step) - sum(4 * p.numel() for p in policy.module.parameters() if p.requires_grad)
+    found |= {size: rate(forth, pieces(policy, work, size), SECONDS) for size in sizes[1:] if size}
     best, measure = max(found, key=lambda size: found[size]), rate(measuring, pieces(policy, work, given), SECONDS)
     seconds = {"learning": work.learned / found[given], "moving": moving(stage, policy)}
     if work.measured:
         seconds["measuring"] = work.measured / measure
     if stage.env:
-        seconds["drawing"] = work.read / measure + work.drawn / speaking(stage, policy, work)
+        seconds["drawing"] = work.read / measure + work.drawn / saying
     gain = found[best] / found[given] - 1
     note = (
         f"train.micro_tokens: {best} would learn {gain:.0%} faster than {given}, in {best / given:g} times the memory"
     )
-    return seconds, (note,) if gain > NOTED else ()
+    return seconds, (note,) if gain > NOTED else (), grown
 
 
 def moving(stage: Stage, policy: Policy) -> float:
@@ -298,7 +312,7 @@ def kept(stage: Stage, policy: Policy, work: Work) -> float:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an operation's own result would hold the operation that holds it, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         out = policy.forward(piece, heat)
@@ -316,8 +330,33 @@ def resident() -> float:
     return float(pages * os.sysconf("SC_PAGE_SIZE"))
 
 
+def growth(work: Callable[[], None]) -> float:
+    """Bytes by which this process outgrows what it holds, while it works: what is kept for the backward pass, what an
+    operation needs meanwhile, what the heap cannot use again. 0 where the system keeps no count, as Linux does."""
+    trimmed()
+    before = resident()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the highest begins anew
+        work()
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")) - before
+    except (OSError, StopIteration):
+        work()
+        return 0.0
+
+
+def trimmed() -> None:
+    """Give the system back what was freed, where the C library can."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def unladen(policy: Policy, weights: float) -> float:
     """Bytes that this process holds beside its model, with all that training loads."""
+    import pyarrow.parquet  # noqa: F401  the record is written with it
+
+    trimmed()
     one = torch.nn.Parameter(torch.ones(1))
     one.grad = torch.ones(1)
     torch.optim.AdamW([one]).step()
