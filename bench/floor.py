@@ -1,12 +1,16 @@
 """Where the time of a step goes, by kind of operation, and the least that its products could take.
 
     python bench/floor.py [--sizes 1M,4M] [--compute float32] [--json]
+    python bench/floor.py --run runs/tictactoe          a finished run's stages, each from the model that it began with
 
 The step of bench/step.py in one thread, drawing and update each under torch's profiler: milliseconds that operations
 of a kind took by themselves, of a median step; `python` is what no operation accounts for, the profiler's own time in
 it. `floor` is what the products would take at the rate of the fastest product of two matrices of 1024 x 1024: two
 operations for each weight and token that is drawn, six for each that is learned from, what rows begin with in common
-once.
+once. `half, beside another` is not measured but computed: half of all that, as one of two processes has it, at the
+share of its rate that `tropism plan` finds a process to keep while another works.
+
+Of a run, `seconds` is what its record says the stage took with that phase, at as many threads as it had.
 """
 
 from __future__ import annotations
@@ -74,38 +78,84 @@ class Watched:
 
 
 def floors(given: tuple[Any, ...], rate: float) -> dict[str, float]:
-    """Phase -> milliseconds of its products at this rate, from what `update` was given."""
+    """Phase -> milliseconds of its products at this rate, from what `update` was given. Where some rows have an
+    advantage, the others are passed over."""
     from tropism.training.packed import pack
 
-    batch, optimizer = given[0], given[4]
+    batch, credit, optimizer = given[0], given[1], given[4]
     weights = sum(parameter.numel() for parameter in optimizer.parameters)
-    learned, drawn = len(pack(batch.tokens, batch.length).owner), int(batch.action_mask.sum())
+    heard = (credit.advantage != 0).any(1)
+    rows = batch[heard] if heard.any() else batch
+    learned, drawn = len(pack(rows.tokens, rows.length).owner), int(batch.action_mask.sum())
     return {"draw": 2e3 * weights * drawn / rate, "update": 6e3 * weights * learned / rate}
 
 
-def measured(size: str, compute: str, turns: int) -> list[dict[str, Any]]:
-    """A row of each phase."""
+def profiled(turn: peers.Turn, turns: int, rate: float) -> dict[str, dict[str, float]]:
+    """Phase -> milliseconds in all, by kind, and at least, of a median turn."""
     from tropism.training import learn
 
     watched = {"draw": Watched(learn.drawn), "update": Watched(learn.update)}
     found: list[dict[str, dict[str, float]]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        turn = step.opened(step.recipe(step.model(size, Path(folder)), compute, Path(folder) / "run"), Path(folder))
-        learn.drawn, learn.update = watched["draw"], watched["update"]  # type: ignore[assignment]
-        for n in range(turns + 2):
-            turn()
-            if n >= 2:
-                found.append({name: dict(each.kinds) for name, each in watched.items()})
-        learn.drawn, learn.update = (each.function for each in watched.values())  # type: ignore[assignment]
-    floor = floors(watched["update"].given, peers.peak(compute)[0])
-    rows = []
+    learn.drawn, learn.update = watched["draw"], watched["update"]  # type: ignore[assignment]
+    for n in range(turns + 2):
+        turn()
+        if n >= 2:
+            least = floors(watched["update"].given, rate)
+            found.append({name: each.kinds | {"floor": least[name]} for name, each in watched.items()})
+    learn.drawn, learn.update = (each.function for each in watched.values())  # type: ignore[assignment]
+    told = {}
     for phase in PHASES:
         names = dict.fromkeys(name for one in found for name in one[phase])
-        middle = {name: statistics.median(one[phase].get(name, 0.0) for one in found) for name in names}
-        whole = middle.pop("whole")
-        shown = {kind: round(middle.get(kind, 0.0)) for kind in (*KINDS, "optimizer", "other")}
-        shown |= {"python": round(whole - sum(middle.values())), "floor": round(floor[phase])}
-        rows.append({"size": size, "compute": compute, "phase": phase, "ms": round(whole)} | shown)
+        told[phase] = {name: statistics.median(one[phase].get(name, 0.0) for one in found) for name in names}
+    return told
+
+
+def row(middle: dict[str, float], share: float = 1.0) -> dict[str, Any]:
+    """What is shown of a phase; `share`: of all of it."""
+    shown = {kind: round(share * middle.get(kind, 0.0)) for kind in (*KINDS, "optimizer", "other")}
+    rest = 2 * middle["whole"] + middle["floor"] - sum(middle.values())
+    return (
+        {"ms": round(share * middle["whole"])}
+        | shown
+        | {"python": round(share * rest), "floor": round(share * middle["floor"])}
+    )
+
+
+def measured(size: str, compute: str, turns: int) -> list[dict[str, Any]]:
+    """A row of each phase, and one of both as one of two processes has them."""
+    from tropism.training.processes import rate_beside
+
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = step.recipe(step.model(size, Path(folder)), compute, Path(folder) / "run")
+        found = profiled(step.opened(recipe, Path(folder)), turns, peers.peak(compute)[0])
+        share = 0.5 / rate_beside(recipe.model, 2)
+    both = {name: sum(phase.get(name, 0.0) for phase in found.values()) for name in found["update"] | found["draw"]}
+    rows = {name: row(middle) for name, middle in found.items()} | {"half, beside another": row(both, share)}
+    return [{"size": size, "compute": compute, "phase": name} | told for name, told in rows.items()]
+
+
+def of_run(path: Path, turns: int) -> list[dict[str, Any]]:
+    """A row of each phase of each stage of a finished run."""
+    from dataclasses import replace
+
+    from tropism.api import resolved_recipe
+    from tropism.record import last_checkpoint, stages_of
+
+    runs, rate = stages_of(path), peers.peak("float32")[0]
+    config = {name: value for name, value in runs[0].config.items() if name not in ("stage", "versions")}
+    recipe, rows = resolved_recipe(config, (), {}), list[dict[str, Any]]()
+    for stage, run in zip(recipe.stages, runs, strict=True):
+        steps = [line for line in run.metrics() if line.get("time/update")]
+        with tempfile.TemporaryDirectory() as folder:
+            turn = step.opened(replace(recipe, stages=(stage,)), Path(folder))
+            for phase, middle in profiled(turn, turns, rate).items():
+                spent = sum(line[f"time/{phase}"] or 0.0 for line in steps)
+                if phase == "draw" and not stage.env:
+                    continue
+                rows.append(
+                    {"stage": stage.name, "steps": len(steps), "phase": phase, "seconds": round(spent)} | row(middle)
+                )
+        recipe = replace(recipe, model=replace(recipe.model, path=str(last_checkpoint([run])), shape={}))
     return rows
 
 
@@ -114,15 +164,14 @@ def main() -> int:
     parser.add_argument("--sizes", default="1M,4M")
     parser.add_argument("--compute", default="float32")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--run", type=Path, help="a finished run, instead of sizes")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     peers.settled(1)
-    rows = [
-        row
-        for size in given.sizes.split(",")
-        for compute in given.compute.split(",")
-        for row in measured(size, compute, given.turns)
-    ]
+    rows = of_run(given.run, given.turns) if given.run else []
+    for size in given.sizes.split(",") if not given.run else ():
+        for compute in given.compute.split(","):
+            rows += measured(size, compute, given.turns)
     peers.told(rows, peers.versions("torch", "transformers"), given.json)
     return 0
 

@@ -90,7 +90,7 @@ def opened(recipe: Any, where: Path) -> peers.Turn:
         metrics: dict[str, float] = {}
         whole = peers.timed(lambda: metrics.update(one_step(job, state, times)[0]))
         played = stage.sampling.groups * stage.sampling.group_size / job.ranks.size
-        tokens = metrics["completions/mean_length"] * played
+        tokens = metrics.get("completions/mean_length", 0.0) * played  # of rows nothing is drawn
         return {"step": whole, "generate": times["draw"], "update": whole - times["draw"], "tokens": tokens}
 
     return turn

@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,13 @@ import memory
 import peers
 import scaling
 import step
+import tropism
+import world
+from small import rollout, turn
 from tropism.config import Model
+from tropism.training.collate import collate
 from tropism.training.model import load_policy
+from tropism.types import Credit
 
 
 class Counted:
@@ -51,11 +57,35 @@ for n, _ in enumerate(sys.stdin):
 
 def test_a_step_is_accounted_for_by_kinds_of_operation():
     rows = floor.measured("0.5M", "float32", 1)
-    assert [row["phase"] for row in rows] == ["draw", "update"]
+    assert [row["phase"] for row in rows] == ["draw", "update", "half, beside another"]
+    draw, update, half = rows
+    for name in (*floor.KINDS, "ms", "floor"):
+        assert half[name] >= (draw[name] + update[name]) / 2 - 2
     for row in rows:
         kinds = [row[kind] for kind in (*floor.KINDS, "optimizer", "other", "python")]
         assert sum(kinds) == pytest.approx(row["ms"], abs=len(kinds)) and min(kinds) >= 0
         assert row["floor"] > 0 and row["products"] == max(kinds) and row["other"] < 0.2 * row["ms"]
+
+
+def test_a_finished_runs_stages_are_accounted_for_from_where_each_began(tmp_path):
+    """Rows are not drawn, and replies that earn what their siblings do are not learned from."""
+    rl = world.grpo(tmp_path)
+    sft = {"name": "sft", "method": "sft", "data": {"demos": "tictactoe", "episodes": 8}}
+    sft["train"] = {"steps": 2, "batch": 4}
+    tropism.train(rl | {"stages": [sft, *rl["stages"]]}, quiet=True)
+    rows = floor.of_run(tmp_path / "run", 1)
+    assert [(row["stage"], row["phase"]) for row in rows] == [("sft", "update"), ("rl", "draw"), ("rl", "update")]
+    assert rows[0]["steps"] == 2 and all(row["seconds"] >= 0 and row["ms"] >= row["floor"] for row in rows)
+
+
+def test_rows_without_an_advantage_are_not_in_the_floor():
+    batch = collate([rollout(turn([1, 2], [3, n])) for n in range(4)], codes={})
+    optimizer = SimpleNamespace(parameters=[torch.zeros(10)])
+    none = torch.zeros(batch.tokens.shape)
+    some = none.index_fill(0, torch.tensor([0]), 1.0)
+    all_of, one_of = (floor.floors((batch, Credit(a), 0, 0, optimizer), 1e6) for a in (none, some))
+    assert all_of == {"draw": pytest.approx(2e3 * 10 * 8 / 1e6), "update": pytest.approx(6e3 * 10 * 7 / 1e6)}
+    assert one_of == {"draw": all_of["draw"], "update": pytest.approx(6e3 * 10 * 4 / 1e6)}
 
 
 def test_a_gradient_is_compared_by_halves_that_share_no_noise():
@@ -87,8 +117,8 @@ def test_a_step_of_ours_and_of_trl_draws_about_as_many_tokens(tmp_path, monkeypa
     path = step.model("0.5M", tmp_path)
     ours = step.tropism(path, "float32", str(tmp_path), whole=False, groups=2)()
     theirs = step.trl(path, "float32", str(tmp_path), tuned=True)()
-    for turn in (ours, theirs):
-        assert turn["step"] == pytest.approx(turn["generate"] + turn["update"]) and turn["update"] > 0
+    for took in (ours, theirs):
+        assert took["step"] == pytest.approx(took["generate"] + took["update"]) and took["update"] > 0
     assert ours["tokens"] == pytest.approx(theirs["tokens"], rel=0.4)
 
 
