@@ -9,6 +9,7 @@ Everything is loaded when it is first used: `import tropism` alone loads no torc
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from tropism.types import Ask, Env, Failure, Rollout, Task, Turn
 
 __version__ = "0.1.0"
+
+SPINS = "3000"
+"""How often a thread of torch looks whether the others are done before it sleeps. libgomp's own number is 300,000, and
+where other programs compute, threads then hold cores from those that they wait for (bench/busy.py)."""
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 _HOME = {
     "tropism.api": ("train", "evaluate", "sample", "doctor", "plan", "Chat", "Result"),

@@ -1,0 +1,72 @@
+"""A step on as many threads as there are cores, alone and while another program computes: python bench/busy.py [--json]
+
+torch's threads on Linux (libgomp) wait for each other by trying again and again, for long; a thread that waits so on a
+core that the one it waits for needs holds up both. `import tropism` makes them try `GOMP_SPINCOUNT` times and then
+sleep, unless the variable, or OMP_WAIT_POLICY, says something else. The step of bench/step.py, each way in a process of
+its own; the other program is a Python loop on every core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import peers
+import step
+import tropism
+
+WAYS = {"libgomp's own": "300000", "tropism's": tropism.SPINS}
+TURNS = {"no": 7, "yes": 3}
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+@contextlib.contextmanager
+def beside(count: int) -> Iterator[None]:
+    """So many processes that compute."""
+    others = [multiprocessing.get_context("spawn").Process(target=loop, daemon=True) for _ in range(count)]
+    for other in others:
+        other.start()
+    try:
+        yield
+    finally:
+        for other in others:
+            other.terminate()
+
+
+def row(size: str, threads: int, busy: str, way: str) -> dict[str, Any]:
+    os.environ["GOMP_SPINCOUNT"] = WAYS[way]
+    with tempfile.TemporaryDirectory() as folder:
+        path = step.model(size, Path(folder))
+        peer = peers.Peer(step.tropism, threads, path=path, compute="float32", folder=folder)
+        with beside(threads * (busy == "yes")):
+            found = peers.taking_turns({way: peer}, TURNS[busy], warm=1)[way]
+        peer.end()
+    middle, low, high = peers.quartiles([1e3 * turn["step"] for turn in found])
+    told = {"size": size, "threads": threads, "another program computes": busy, "threads wait": way}
+    return told | {"step ms": round(middle), "quartiles": f"{low:.0f} to {high:.0f}"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--size", default="1M")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    rows = [row(given.size, given.threads, busy, way) for busy in TURNS for way in WAYS]
+    peers.told(rows, peers.versions("torch", "transformers"), given.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
