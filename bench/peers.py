@@ -168,6 +168,7 @@ def raced(
     processes: int = 1,
 ) -> Any:
     """Peer -> its turns: started from (what makes it, its settings), or from a command, and ended afterwards."""
+    os.environ.pop("GOMP_SPINCOUNT", None)  # what `import tropism` has set here is not the others' way to wait
     running = {name: Peer(make, threads, processes, **settings) for name, (make, settings) in makers.items()}
     running |= {name: Outside(command, threads) for name, command in (outside or {}).items()}
     try:
