@@ -7,8 +7,8 @@ The step of bench/step.py in one thread, drawing and update each under torch's p
 of a kind took by themselves, of a median step; `python` is what no operation accounts for, the profiler's own time in
 it. `floor` is what the products would take at the rate of the fastest product of two matrices of 1024 x 1024: two
 operations for each weight and token that is drawn, six for each that is learned from, what rows begin with in common
-once. `half, beside another` is not measured but computed: half of all that, as one of two processes has it, at the
-share of its rate that `tropism plan` finds a process to keep while another works.
+once; of what teachers read none is computed. `half, beside another` is not measured but computed: half of all that, as
+one of two processes has it, at the share of its rate that `tropism plan` finds a process to keep while another works.
 
 Of a run, `seconds` is what its record says the stage took with that phase, at as many threads as it had.
 """
@@ -47,7 +47,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Kind -> parts of the names of its operations; the first kind that fits counts."""
-PHASES = ("draw", "update")
+PHASES = {"draw": "drawn", "measure": "measured", "update": "update"}
+"""Part of a step -> the function of the loop that it is."""
 
 
 def kind_of(name: str) -> str:
@@ -87,22 +88,24 @@ def floors(given: tuple[Any, ...], rate: float) -> dict[str, float]:
     heard = (credit.advantage != 0).any(1)
     rows = batch[heard] if heard.any() else batch
     learned, drawn = len(pack(rows.tokens, rows.length).owner), int(batch.action_mask.sum())
-    return {"draw": 2e3 * weights * drawn / rate, "update": 6e3 * weights * learned / rate}
+    return {"draw": 2e3 * weights * drawn / rate, "measure": 0.0, "update": 6e3 * weights * learned / rate}
 
 
 def profiled(turn: peers.Turn, turns: int, rate: float) -> dict[str, dict[str, float]]:
     """Phase -> milliseconds in all, by kind, and at least, of a median turn."""
     from tropism.training import learn
 
-    watched = {"draw": Watched(learn.drawn), "update": Watched(learn.update)}
+    watched = {phase: Watched(getattr(learn, name)) for phase, name in PHASES.items()}
     found: list[dict[str, dict[str, float]]] = []
-    learn.drawn, learn.update = watched["draw"], watched["update"]  # type: ignore[assignment]
+    for phase, name in PHASES.items():
+        setattr(learn, name, watched[phase])
     for n in range(turns + 2):
         turn()
         if n >= 2:
             least = floors(watched["update"].given, rate)
             found.append({name: each.kinds | {"floor": least[name]} for name, each in watched.items()})
-    learn.drawn, learn.update = (each.function for each in watched.values())  # type: ignore[assignment]
+    for phase, name in PHASES.items():
+        setattr(learn, name, watched[phase].function)
     told = {}
     for phase in PHASES:
         names = dict.fromkeys(name for one in found for name in one[phase])
@@ -128,6 +131,7 @@ def measured(size: str, compute: str, turns: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         recipe = step.recipe(step.model(size, Path(folder)), compute, Path(folder) / "run")
         found = profiled(step.opened(recipe, Path(folder)), turns, peers.peak(compute)[0])
+        del found["measure"]  # nothing is
         share = 0.5 / rate_beside(recipe.model, 2)
     both = {name: sum(phase.get(name, 0.0) for phase in found.values()) for name in found["update"] | found["draw"]}
     rows = {name: row(middle) for name, middle in found.items()} | {"half, beside another": row(both, share)}
@@ -148,9 +152,10 @@ def of_run(path: Path, turns: int) -> list[dict[str, Any]]:
         steps = [line for line in run.metrics() if line.get("time/update")]
         with tempfile.TemporaryDirectory() as folder:
             turn = step.opened(replace(recipe, stages=(stage,)), Path(folder))
-            for phase, middle in profiled(turn, turns, rate).items():
+            told = profiled(turn, turns, rate)
+            for phase, middle in told.items():
                 spent = sum(line[f"time/{phase}"] or 0.0 for line in steps)
-                if phase == "draw" and not stage.env:
+                if middle["whole"] < 0.01 * max(one["whole"] for one in told.values()):
                     continue
                 rows.append(
                     {"stage": stage.name, "steps": len(steps), "phase": phase, "seconds": round(spent)} | row(middle)

@@ -5,7 +5,8 @@ step of each run left out. The learning rate is so small that all of them draw m
 is what the teacher reads, what is measured, and the update. Tokens are those of one step: `student` the rows that are
 learned from, `read` what teachers and references read. `allowed` is what reading them may make of a step, 1 + 1.1 x
 tokens x seconds of a token / seconds of GRPO's step, where a token takes what it takes `opd`'s teacher, which reads
-what the student has read, once. Shares of a step are those of the method's own median step.
+what the student has read, once. Shares of a step are those of the method's own median step. With `--keep FOLDER` the
+runs stay there: `python bench/floor.py --run FOLDER/srpo/run` says what one's step is made of.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def staged(stage: signals.Stage, steps: int) -> signals.Stage:
 def steps_of(stage: signals.Stage, model: str, steps: int, folder: Path) -> list[dict[str, float]]:
     """Metrics of each step but the first, and `read`, the tokens of teachers and references."""
     stage = staged(stage, steps)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({"name": "run", "model": model, "output": str(folder), "stages": [stage]}))
     command = [sys.executable, "-m", "tropism", "train", str(path), "--fresh"]
@@ -90,6 +92,7 @@ def line_of(name: str, found: list[dict[str, float]], grpo: float, token: float)
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--keep", help="folder for the runs")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     found: dict[str, list[dict[str, float]]] = {}
@@ -97,7 +100,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(2):
             for name, stage in arms(paths[signals.EXPERT]).items():
-                found.setdefault(name, []).extend(steps_of(stage, paths["start"], given.steps, Path(folder)))
+                where = Path(given.keep or folder).resolve() / name.replace(", ", "-").replace(" ", "-")
+                found.setdefault(name, []).extend(steps_of(stage, paths["start"], given.steps, where))
     lines, token = [], middle(found["opd"], "time/measure") / middle(found["opd"], "read")
     for name, steps in found.items():
         base = "grpo in talk" if name in ("grpo in talk", "follow_up", "openclaw") else "grpo"

@@ -74,7 +74,8 @@ def test_a_finished_runs_stages_are_accounted_for_from_where_each_began(tmp_path
     sft["train"] = {"steps": 2, "batch": 4}
     tropism.train(rl | {"stages": [sft, *rl["stages"]]}, quiet=True)
     rows = floor.of_run(tmp_path / "run", 1)
-    assert [(row["stage"], row["phase"]) for row in rows] == [("sft", "update"), ("rl", "draw"), ("rl", "update")]
+    shown = [("sft", "update"), ("rl", "draw"), ("rl", "measure"), ("rl", "update")]
+    assert [(row["stage"], row["phase"]) for row in rows] == shown
     assert rows[0]["steps"] == 2 and all(row["seconds"] >= 0 and row["ms"] >= row["floor"] for row in rows)
 
 
@@ -84,8 +85,8 @@ def test_rows_without_an_advantage_are_not_in_the_floor():
     none = torch.zeros(batch.tokens.shape)
     some = none.index_fill(0, torch.tensor([0]), 1.0)
     all_of, one_of = (floor.floors((batch, Credit(a), 0, 0, optimizer), 1e6) for a in (none, some))
-    assert all_of == {"draw": pytest.approx(2e3 * 10 * 8 / 1e6), "update": pytest.approx(6e3 * 10 * 7 / 1e6)}
-    assert one_of == {"draw": all_of["draw"], "update": pytest.approx(6e3 * 10 * 4 / 1e6)}
+    assert all_of == pytest.approx({"draw": 2e-2 * 8, "measure": 0.0, "update": 6e-2 * 7})
+    assert one_of == pytest.approx(all_of | {"update": 6e-2 * 4})
 
 
 def test_a_gradient_is_compared_by_halves_that_share_no_noise():
