@@ -152,10 +152,9 @@ def of_run(path: Path, turns: int) -> list[dict[str, Any]]:
         steps = [line for line in run.metrics() if line.get("time/update")]
         with tempfile.TemporaryDirectory() as folder:
             turn = step.opened(replace(recipe, stages=(stage,)), Path(folder))
-            told = profiled(turn, turns, rate)
-            for phase, middle in told.items():
+            for phase, middle in profiled(turn, turns, rate).items():
                 spent = sum(line[f"time/{phase}"] or 0.0 for line in steps)
-                if middle["whole"] < 0.01 * max(one["whole"] for one in told.values()):
+                if not middle.get("products"):  # rows are read, not drawn, and nothing need be measured
                     continue
                 rows.append(
                     {"stage": stage.name, "steps": len(steps), "phase": phase, "seconds": round(spent)} | row(middle)
