@@ -116,7 +116,7 @@ def profiled(turn: peers.Turn, turns: int, rate: float) -> dict[str, dict[str, f
 def row(middle: dict[str, float], share: float = 1.0) -> dict[str, Any]:
     """What is shown of a phase; `share`: of all of it."""
     shown = {kind: round(share * middle.get(kind, 0.0)) for kind in (*KINDS, "optimizer", "other")}
-    rest = 2 * middle["whole"] + middle["floor"] - sum(middle.values())
+    rest = middle["whole"] - sum(value for name, value in middle.items() if name not in ("whole", "floor"))
     return (
         {"ms": round(share * middle["whole"])}
         | shown

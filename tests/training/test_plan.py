@@ -149,7 +149,7 @@ def test_growth_is_what_work_takes_at_most_and_not_what_was_taken_before():
 
 def test_growth_is_nothing_where_the_system_keeps_no_count(monkeypatch):
     done = []
-    monkeypatch.setattr(planning, "Path", lambda name: nowhere(name))
+    monkeypatch.setattr(planning, "Path", nowhere)
     assert planning.growth(lambda: done.append(1)) == 0 and done == [1]
 
 
