@@ -148,10 +148,12 @@ def of_run(path: Path, turns: int) -> list[dict[str, Any]]:
     runs, rate = stages_of(path), peers.peak("float32")[0]
     config = {name: value for name, value in runs[0].config.items() if name not in ("stage", "versions")}
     recipe, rows = resolved_recipe(config, (), {}), list[dict[str, Any]]()
+    models = {"": recipe.model}  # stage -> what it left; "": what the next one starts from unless it names another
     for stage, run in zip(recipe.stages, runs, strict=True):
         steps = [line for line in run.metrics() if line.get("time/update")]
         with tempfile.TemporaryDirectory() as folder:
-            turn = step.opened(replace(recipe, stages=(stage,)), Path(folder))
+            begun = replace(recipe, model=models[stage.start], stages=(replace(stage, start=""),))
+            turn = step.opened(begun, Path(folder))
             for phase, middle in profiled(turn, turns, rate).items():
                 spent = sum(line[f"time/{phase}"] or 0.0 for line in steps)
                 if not middle.get("products"):  # rows are read, not drawn, and nothing need be measured
@@ -159,7 +161,7 @@ def of_run(path: Path, turns: int) -> list[dict[str, Any]]:
                 rows.append(
                     {"stage": stage.name, "steps": len(steps), "phase": phase, "seconds": round(spent)} | row(middle)
                 )
-        recipe = replace(recipe, model=replace(recipe.model, path=str(last_checkpoint([run])), shape={}))
+        models[""] = models[stage.name] = replace(recipe.model, path=str(last_checkpoint([run])), shape={})
     return rows
 
 
