@@ -3,7 +3,7 @@
 torch's threads on Linux (libgomp) wait for each other by trying again and again, for long; a thread that waits so on a
 core that the one it waits for needs holds up both. `import tropism` makes them try `GOMP_SPINCOUNT` times and then
 sleep, unless the variable, or OMP_WAIT_POLICY, says something else. The step of bench/step.py, each way in a process of
-its own; the other program is a Python loop on every core.
+its own, in turns; the other program is a Python loop on every core.
 """
 
 from __future__ import annotations
@@ -44,17 +44,25 @@ def beside(count: int) -> Iterator[None]:
             other.terminate()
 
 
-def row(size: str, threads: int, busy: str, way: str) -> dict[str, Any]:
-    os.environ["GOMP_SPINCOUNT"] = WAYS[way]
+def rows(size: str, threads: int, busy: str) -> list[dict[str, Any]]:
+    """A row of each way; they take turns."""
     with tempfile.TemporaryDirectory() as folder:
-        path = step.model(size, Path(folder))
-        peer = peers.Peer(step.tropism, threads, path=path, compute="float32", folder=folder)
+        path, waiting = step.model(size, Path(folder)), dict[str, peers.Peer]()
+        for way, count in WAYS.items():
+            os.environ["GOMP_SPINCOUNT"] = count
+            waiting[way] = peers.Peer(step.tropism, threads, path=path, compute="float32", folder=f"{folder}/{count}")
         with beside(threads * (busy == "yes")):
-            found = peers.taking_turns({way: peer}, TURNS[busy], warm=1)[way]
-        peer.end()
-    middle, low, high = peers.quartiles([1e3 * turn["step"] for turn in found])
-    told = {"size": size, "threads": threads, "another program computes": busy, "threads wait": way}
-    return told | {"step ms": round(middle), "quartiles": f"{low:.0f} to {high:.0f}"}
+            found = peers.taking_turns(waiting, TURNS[busy], warm=1)
+        for peer in waiting.values():
+            peer.end()
+    told = []
+    for way, turns in found.items():
+        middle, low, high = peers.quartiles([1e3 * turn["step"] for turn in turns])
+        told.append(
+            {"size": size, "threads": threads, "another program computes": busy, "threads wait": way}
+            | {"step ms": round(middle), "quartiles": f"{low:.0f} to {high:.0f}"}
+        )
+    return told
 
 
 def main() -> int:
@@ -63,8 +71,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    rows = [row(given.size, given.threads, busy, way) for busy in TURNS for way in WAYS]
-    peers.told(rows, peers.versions("torch", "transformers"), given.json)
+    told = [row for busy in TURNS for row in rows(given.size, given.threads, busy)]
+    peers.told(told, peers.versions("torch", "transformers"), given.json)
     return 0
 
 

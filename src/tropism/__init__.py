@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-SPINS = "3000"
+SPINS = "30000"
 """How often a thread of torch looks whether the others are done before it sleeps. libgomp's own number is 300,000, and
 where other programs compute, threads then hold cores from those that they wait for (bench/busy.py)."""
 if "OMP_WAIT_POLICY" not in os.environ:
