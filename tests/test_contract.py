@@ -312,7 +312,8 @@ def test_mini_batches_are_the_batch_and_no_split_parts_what_belongs_together(nam
         batch = batch_of(method, step)
         whole = sorted(row for k in range(2) for row in mini_batches(*ranks)[2 * n + k])
         assert whole == list(range(len(batch)))
-        together = batch.group if in_pairs(method) else batch.episode
+        apart = torch.arange(len(batch)) if method.needs.by_row else batch.episode
+        together = batch.group if in_pairs(method) else apart
         for rank in ranks:
             pieces = [rows for at, rows in rank["parts"] if at // 2 == n]
             assert all(sum(at == 2 * n + k for at, _ in rank["parts"]) >= 3 for k in range(2))

@@ -136,7 +136,7 @@ class Train:
     """Tokens of one forward pass; see model.pack. Splits the sum only; bounds memory. 0: 512 to 8192, whichever is
     fastest where the run starts; another start may choose another size and differ by rounding, a resume may not."""
     skip: bool = True
-    """Pass nothing forward that has no advantage, where a method's gradient is then 0: the same update, sooner."""
+    """Pass nothing forward whose weight, or advantage, makes its gradient 0: the same update, sooner."""
     learning_rate: float = 1e-4
     critic_learning_rate: float | None = None
     """Of a value head, on the same schedule; None: learning_rate. At a pretrained model's 1e-6 it would not learn."""

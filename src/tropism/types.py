@@ -178,10 +178,8 @@ class Rollout:
 
 LEFT_OUT = "contrast"
 """`Failure.where` of a rollout whose siblings all earned the same: nothing failed, it is only not trained on."""
-
 Scored = Mapping[str, "float | Sequence[float | None] | None"]
 """Parts of one rollout: a float lands on its last turn, a list holds one per turn, None does not apply."""
-
 Scorer = Callable[[Sequence[Rollout]], "Sequence[Scored | Failure]"]
 """A reward: finished rollouts in, named parts or a Failure out, one per rollout."""
 
@@ -379,6 +377,8 @@ class Needs:
     """Parts of the reward that the method knows by name."""
     by_advantage: bool = False
     """The loss has no gradient where the advantage is 0, so that episodes without any need no forward pass."""
+    by_row: bool = False
+    """The loss of a row does not look at other rows of its episode, so that each may be left out by itself."""
 
 
 class Method(Protocol):

@@ -204,6 +204,7 @@ def test_the_whole_vocabulary_leaves_no_tail_and_no_nan(dtype):
     close(found, reverse_kl(logits.log_softmax(-1), logq), atol=1e-5, rtol=1e-5)
     assert (p[:, -1].exp() < 1e-6).all()
     assert torch.autograd.grad(found.sum(), logits)[0].isfinite().all()
+    assert with_tail(logq, None) is logq
 
 
 def test_places_off_the_mask_hold_zeros_and_stay_finite():

@@ -348,7 +348,7 @@ def test_the_gradient_on_the_logits_by_formula(divergence):
         (SDPO(), 4.0),
         (SDPO(divergence="reverse"), 1.0),
         (SDPO(divergence="forward"), 1.0),
-        (SDFT(), 1.0),
+        (SDFT(teacher=Teacher(reads=("demonstration",), top_k=3)), 1.0),
         (SAMPLED, 0.5),
     ],
     ids=[*KINDS, "sdft", "sampled"],

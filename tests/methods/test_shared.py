@@ -64,6 +64,16 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(method):
         close(gradient(method, weights, batch, split), whole)
 
 
+@pytest.mark.parametrize("method", [one for one in EVERY if one.needs.by_row], ids=lambda one: type(one).__name__)
+def test_who_says_that_rows_are_looked_at_one_by_one_may_have_an_episode_parted(method):
+    weights, batch = toy(method)
+    close(gradient(method, weights, batch, [[row] for row in range(len(batch))]), gradient(method, weights, batch))
+
+
+def test_methods_that_learn_turn_by_turn_look_at_rows_one_by_one():
+    assert {name for name, method in METHODS.items() if method().needs.by_row} == {"follow_up", "openclaw"}
+
+
 @every
 def test_nothing_off_the_mask_matters(method):
     """Prompt, padding and what others said: their log-probabilities may be anything finite."""

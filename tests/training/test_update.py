@@ -11,7 +11,9 @@ from metal import Metal
 from small import rollout, small, turn
 from tropism.config import Train
 from tropism.methods.dr_grpo import DrGRPO
+from tropism.methods.follow_up import FollowUp
 from tropism.methods.grpo import GRPO
+from tropism.methods.opd import OPD
 from tropism.methods.sft import SFT
 from tropism.training.collate import collate
 from tropism.training.optim import AdamW
@@ -113,6 +115,32 @@ def test_what_has_no_advantage_need_not_pass_forward(policy, method, mini_batche
     for mine, theirs in zip(short.gradients, whole.gradients, strict=True):
         close(mine, theirs)
     assert torch.equal(short_weights, weights) and short_metrics["loss"] == pytest.approx(metrics["loss"])
+
+
+@pytest.mark.parametrize("method", [FollowUp(), OPD()], ids=["follow_up", "opd"])
+@pytest.mark.parametrize("mini_batches", [1, 2])
+def test_what_does_not_count_need_not_pass_forward(policy, method, mini_batches):
+    """Half of the rows had nothing for a teacher to read: they are left out by themselves, or by whole episodes."""
+    batch, _ = batch_of(episodes(), method)
+    told = torch.arange(len(batch)) % 2 == 0
+    batch = batch.replace(teacher_logp=batch.behavior_logp - 0.3 * batch.turn, has_teacher=told)
+    found, seen = [], []
+    real = policy.forward
+    for skip in (False, True):
+        optimizer, heard = Still(list(policy.module.parameters())), []
+        policy.forward = lambda part, *rest, heard=heard: heard.extend(part.tokens[:, :3].tolist()) or real(part, *rest)
+        try:
+            settings = {"mini_batches": mini_batches, "micro_tokens": 40, "skip": skip}
+            update(batch, method.credit(batch), method, policy.forward, optimizer, lambda k: 1.0, **settings)
+        finally:
+            del policy.forward
+        found.append(optimizer.gradients)
+        seen.append(heard)
+    apart = told if method.needs.by_row else torch.isin(batch.episode, batch.episode[told])
+    assert len(seen[0]) == len(batch) and len(seen[1]) == int(apart.sum()) < len(batch)
+    for whole, short in zip(*found, strict=True):
+        assert whole.abs().max() > 1e-3
+        close(short, whole)
 
 
 def test_where_nothing_has_an_advantage_the_optimizer_still_steps_with_a_gradient_of_zero(policy):

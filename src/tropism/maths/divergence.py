@@ -74,7 +74,7 @@ def jensen_shannon(logp: Tensor, logq: Tensor, *, mix: float = 0.5) -> Tensor:
     return (1 - mix) * reverse_kl(logp, logm) + mix * reverse_kl(logq, logm)
 
 
-def with_tail(topk_logp: Tensor, ids: Tensor) -> Tensor:
+def with_tail(topk_logp: Tensor, ids: Tensor | None) -> Tensor:
     """K log-probabilities and one bucket for all other tokens: a distribution again. [..., K] -> [..., K + 1]
 
         tail = log(1 - sum_k p_k)
@@ -83,11 +83,14 @@ def with_tail(topk_logp: Tensor, ids: Tensor) -> Tensor:
 
     Args:
         topk_logp: [..., K] of the full softmax, nats.
-        ids: [..., K]; -1 marks an unused place, whatever topk_logp holds there.
+        ids: [..., K]; -1 marks an unused place, whatever topk_logp holds there. None: K is the whole vocabulary.
 
     Returns:
-        [..., K + 1], all finite; an unused place has probability 0 and adds nothing to a divergence.
+        [..., K + 1], all finite; an unused place has probability 0 and adds nothing to a divergence. Of the whole
+        vocabulary nothing is left over: [..., K], as given.
     """
+    if ids is None:
+        return topk_logp
     same_shape("with_tail", topk_logp=topk_logp, ids=ids)
     # Not -inf: 0 * inf is NaN, in the value or in the gradient. exp(-1e4) is 0 in every precision.
     used = topk_logp.masked_fill(ids < 0, -1e4)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from tropism.errors import ConfigError
-from tropism.types import Method
+from tropism.maths.divergence import with_tail
+from tropism.teacher import Teacher
+from tropism.types import Batch, Method, Output
 
 
 def checked(method: Method) -> None:
@@ -41,3 +45,10 @@ def checked(method: Method) -> None:
         raise ConfigError(
             f"{name}'s teacher.top_k is 0, but its divergence is a sum over likely tokens. Use 20, say, or all."
         )
+
+
+def compared(out: Output, batch: Batch, teacher: Teacher) -> tuple[Tensor, Tensor]:
+    """(student, teacher) [N, T, K or K + 1]: their log-probabilities of the tokens on which `top_k` compares them, and
+    of all others in one, unless there are none."""
+    ids = None if teacher.top_k == "all" else batch.topk_ids
+    return with_tail(out.topk_logp, ids), with_tail(batch.teacher_topk_logp, ids)

@@ -54,7 +54,7 @@ class FollowUp:
 
     @property
     def needs(self) -> Needs:
-        return Needs(measured=frozenset({"proximal_logp", "teacher_logp", "has_teacher"}))
+        return Needs(measured=frozenset({"proximal_logp", "teacher_logp", "has_teacher"}), by_row=True)
 
     def credit(self, batch: Batch) -> Credit:
         told = (batch.teacher_logp - batch.proximal_logp) * batch.action_mask

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tropism.errors import ConfigError
-from tropism.maths.divergence import forward_kl, jensen_shannon, reverse_kl, with_tail
+from tropism.maths.divergence import forward_kl, jensen_shannon, reverse_kl
 from tropism.maths.reduce import spread, token_mean
 from tropism.maths.surrogate import policy_loss
-from tropism.methods.checked import checked
+from tropism.methods.checked import checked, compared
 from tropism.teacher import Teacher
 from tropism.types import Batch, Credit, Needs, Output, TokenLoss
 
@@ -71,11 +72,9 @@ class OPD:
 
     def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
         if self.teacher.top_k:
-            student, teacher = (with_tail(logp, batch.topk_ids) for logp in (out.topk_logp, batch.teacher_topk_logp))
-            if self.divergence == "jensen_shannon":
-                loss = jensen_shannon(student, teacher, mix=self.mix)
-            else:
-                loss = (reverse_kl if self.divergence == "reverse" else forward_kl)(student, teacher)
+            one_way = {"reverse": reverse_kl, "forward": forward_kl}
+            divergence = one_way.get(self.divergence) or partial(jensen_shannon, mix=self.mix)
+            loss = divergence(*compared(out, batch, self.teacher))
             return TokenLoss(loss, {"divergence": loss.detach()})
         return TokenLoss(
             *policy_loss(

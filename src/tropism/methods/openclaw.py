@@ -71,7 +71,8 @@ class OpenClaw:
         if self.teacher.top_k:
             measured |= {"topk_ids", "proximal_topk_logp", "teacher_topk_logp"}
             live = {"topk_logp"}
-        return Needs(measured=frozenset(measured), live=frozenset(live), sampling=frozenset({"rollouts"}))
+        sampling = frozenset({"rollouts"})
+        return Needs(measured=frozenset(measured), live=frozenset(live), sampling=sampling, by_row=True)
 
     def told(self, teacher_logp: Tensor, proximal_logp: Tensor) -> Tensor:
         limit = math.inf if self.gap is None else self.gap

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tropism.maths.divergence import reverse_kl, with_tail
+from tropism.maths.divergence import reverse_kl
 from tropism.maths.reduce import token_mean
 from tropism.maths.surrogate import importance_weight
-from tropism.methods.checked import checked
+from tropism.methods.checked import checked, compared
 from tropism.teacher import Teacher
 from tropism.types import Batch, Credit, Needs, Output, TokenLoss
 
@@ -50,7 +50,7 @@ class SDFT:
         return token_mean(batch.action_mask & batch.has_teacher[:, None])
 
     def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
-        student, teacher = (with_tail(p, batch.topk_ids) for p in (out.topk_logp, batch.teacher_topk_logp))
+        student, teacher = compared(out, batch, self.teacher)
         divergence = reverse_kl(student, teacher)
         weight = importance_weight(out.logp, batch.proximal_logp, batch.behavior_logp, limit=self.truncate)
         return TokenLoss(weight * divergence, {"divergence": divergence.detach(), "importance": weight})

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tropism.maths.advantage import group_relative
-from tropism.maths.divergence import k2, reverse_kl, with_tail
+from tropism.maths.divergence import k2, reverse_kl
 from tropism.maths.reduce import spread, token_mean
 from tropism.maths.surrogate import policy_loss
-from tropism.methods.checked import checked
+from tropism.methods.checked import checked, compared
 from tropism.teacher import Teacher
 from tropism.types import Batch, Credit, Needs, Output, TokenLoss
 
@@ -71,7 +71,7 @@ class SDPG:
             dual=self.dual_clip,
             limit=self.truncate,
         )
-        student, teacher = (with_tail(p, batch.topk_ids) for p in (out.topk_logp, batch.teacher_topk_logp))
+        student, teacher = compared(out, batch, self.teacher)
         divergence = reverse_kl(student, teacher) * batch.has_teacher[:, None]
         loss, metrics["divergence"] = loss + self.distill * divergence, divergence.detach()
         if self.kl > 0:

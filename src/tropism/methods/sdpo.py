@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tropism.errors import ConfigError
-from tropism.maths.divergence import forward_kl, jensen_shannon, k1, reverse_kl, with_tail
+from tropism.maths.divergence import forward_kl, jensen_shannon, k1, reverse_kl
 from tropism.maths.reduce import token_mean
 from tropism.maths.surrogate import importance_weight
-from tropism.methods.checked import checked
+from tropism.methods.checked import checked, compared
 from tropism.teacher import Teacher
 from tropism.types import Batch, Credit, Needs, Output, TokenLoss
 
@@ -69,7 +69,7 @@ class SDPO:
 
     def loss(self, out: Output, batch: Batch, credit: Credit) -> TokenLoss:
         if self.teacher.top_k:
-            student, teacher = (with_tail(p, batch.topk_ids) for p in (out.topk_logp, batch.teacher_topk_logp))
+            student, teacher = compared(out, batch, self.teacher)
             divergence = DIVERGENCES[self.divergence](student, teacher)
         else:  # in expectation its gradient is that of reverse KL; its value means nothing and may be negative
             divergence = k1(out.logp, batch.teacher_logp).detach() * out.logp

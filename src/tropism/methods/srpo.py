@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from tropism.maths.advantage import group_relative
-from tropism.maths.divergence import jensen_shannon, with_tail
+from tropism.maths.divergence import jensen_shannon
 from tropism.maths.reduce import certainty, spread, token_mean
 from tropism.maths.surrogate import importance_weight, policy_loss
-from tropism.methods.checked import checked
+from tropism.methods.checked import checked, compared
 from tropism.teacher import Teacher
 from tropism.types import Batch, Credit, Needs, Output, TokenLoss
 
@@ -77,7 +77,7 @@ class SRPO:
             high=self.clip_high,
             limit=self.truncate,
         )
-        student, teacher = (with_tail(p, batch.topk_ids) for p in (out.topk_logp, batch.teacher_topk_logp))
+        student, teacher = compared(out, batch, self.teacher)
         weight = importance_weight(out.logp, batch.proximal_logp, batch.behavior_logp, limit=self.truncate)
         distilled = self.distilled(batch)
         loss = torch.where(distilled, weight * jensen_shannon(student, teacher), loss)

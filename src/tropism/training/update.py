@@ -74,8 +74,8 @@ def update(
         batch: this rank's rows.
         credit: this rank's rows of the credit of the whole batch.
         packed: whether `forward` packs rows, which `micro_tokens` then counts.
-        skip: leave out of the forward pass what has no advantage, where the method says that it has no gradient either;
-            metrics of the loss are then means over what was not left out.
+        skip: leave out of the forward pass what does not count, and what has no advantage where the method says that it
+            has no gradient either; metrics of the loss are then means over what was not left out.
         rate: learning rate of the k-th optimizer step of this batch, k = 0 … epochs * mini_batches - 1.
         seed: decides which groups share a mini-batch. Siblings stay together: what they have in common, such as equal
             first tokens, then meets advantages that sum to zero, and its gradient cancels instead of becoming noise.
@@ -90,7 +90,7 @@ def update(
     metrics, done, recorded = Metrics(), 0, torch.zeros_like(credit.advantage)
     losses: list[float] = []
     steps: list[dict[str, float]] = []
-    unit = inseparable(batch)
+    unit = torch.arange(len(batch), device=batch.group.device) if method.needs.by_row else inseparable(batch)
     for epoch in range(epochs):
         for rows in mini_batch_rows(batch.group, mini_batches, seed + epoch, among):
             mini, mini_credit = batch[rows], credit[rows]
@@ -98,8 +98,11 @@ def update(
             weights = method.weights(whole)[mine][:, : mini.tokens.shape[1]]
             recorded[rows] = weights.to(recorded.dtype)
             loss = torch.zeros((), dtype=torch.float64)
-            if skip and method.needs.by_advantage:
-                heard = deserving(mini, mini_credit, unit[rows], optimizer, metrics)
+            counts = weights != 0
+            if method.needs.by_advantage:
+                counts = counts & (mini_credit.advantage != 0)
+            if skip:
+                heard = deserving(mini, counts.any(1), unit[rows], optimizer, metrics)
             else:
                 heard = torch.arange(len(mini), device=rows.device)
             for part in micro_batches(mini[heard], micro_tokens, unit[rows][heard], packed=packed):
@@ -124,10 +127,10 @@ def update(
     return metrics.means() | summary | {"updates": done - summary["skipped"]}, recorded
 
 
-def deserving(mini: Batch, credit: Credit, unit: Tensor, optimizer: Optimizer, metrics: Metrics) -> Tensor:
-    """Rows of the units that have an advantage, or of a short one if none has, so that there are metrics. The rest
+def deserving(mini: Batch, counts: Tensor, unit: Tensor, optimizer: Optimizer, metrics: Metrics) -> Tensor:
+    """Rows of the units in which a row counts, or of a short one if none does, so that there are metrics. The rest
     leaves a gradient of 0, and the entropy that was measured of it."""
-    heard = torch.isin(unit, unit[(credit.advantage != 0).any(1)])
+    heard = torch.isin(unit, unit[counts])
     if len(unit) and not heard.any():
         heard = unit == unit[mini.length.argmin()]
     if not heard.all():
