@@ -143,7 +143,7 @@ def of_run(path: Path, turns: int) -> list[dict[str, Any]]:
     from dataclasses import replace
 
     from tropism.api import resolved_recipe
-    from tropism.record import last_checkpoint, stages_of
+    from tropism.record import stages_of
 
     runs, rate = stages_of(path), peers.peak("float32")[0]
     config = {name: value for name, value in runs[0].config.items() if name not in ("stage", "versions")}
@@ -161,7 +161,7 @@ def of_run(path: Path, turns: int) -> list[dict[str, Any]]:
                 rows.append(
                     {"stage": stage.name, "steps": len(steps), "phase": phase, "seconds": round(spent)} | row(middle)
                 )
-        models[""] = models[stage.name] = replace(recipe.model, path=str(last_checkpoint([run])), shape={})
+        models[""] = models[stage.name] = replace(recipe.model, path=str(run.path), shape={})
     return rows
 
 

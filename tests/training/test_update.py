@@ -128,7 +128,7 @@ def test_what_does_not_count_need_not_pass_forward(policy, method, mini_batches)
     real = policy.forward
     for skip in (False, True):
         optimizer, heard = Still(list(policy.module.parameters())), []
-        policy.forward = lambda part, *rest, heard=heard: heard.extend(part.tokens[:, :3].tolist()) or real(part, *rest)
+        policy.forward = lambda part, *rest, heard=heard: heard.extend(part.episode.tolist()) or real(part, *rest)
         try:
             settings = {"mini_batches": mini_batches, "micro_tokens": 40, "skip": skip}
             update(batch, method.credit(batch), method, policy.forward, optimizer, lambda k: 1.0, **settings)
@@ -138,6 +138,7 @@ def test_what_does_not_count_need_not_pass_forward(policy, method, mini_batches)
         seen.append(heard)
     apart = told if method.needs.by_row else torch.isin(batch.episode, batch.episode[told])
     assert len(seen[0]) == len(batch) and len(seen[1]) == int(apart.sum()) < len(batch)
+    assert sorted(seen[1]) == batch.episode[apart].sort().values.tolist()
     for whole, short in zip(*found, strict=True):
         assert whole.abs().max() > 1e-3
         close(short, whole)
