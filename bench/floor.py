@@ -1,14 +1,24 @@
-"""Where the time of a step goes, by kind of operation, and the least that its products could take.
+"""Where the time of a step goes, by kind of operation, and the least that its operations and its bytes could take.
 
     python bench/floor.py [--sizes 1M,4M] [--compute float32] [--json]
     python bench/floor.py --run runs/tictactoe          a finished run's stages, each from the model that it began with
 
 The step of bench/step.py in one thread, drawing and update each under torch's profiler: milliseconds that operations
 of a kind took by themselves, of a median step; `python` is what no operation accounts for, the profiler's own time in
-it. `floor` is what the products would take at the rate of the fastest product of two matrices of 1024 x 1024: two
-operations for each weight and token that is drawn, six for each that is learned from, what rows begin with in common
-once; of what teachers read none is computed. `half, beside another` is not measured but computed: half of all that, as
-one of two processes has it, at the share of its rate that `tropism plan` finds a process to keep while another works.
+it. The last two are the least that a phase could take, counted while it runs without the profiler:
+
+    floor      the products at the rate of the fastest product of two matrices of 1024 x 1024: two operations for each
+               weight and token of a pass forward, two more on the way back and two where the weight is trained; the
+               head sees only tokens that were chosen, and what rows begin with in common is there once
+    bytes      what must come from memory or go there, at the rate of copying an array that no cache holds. Drawing
+               reads the weights for every token of as many sequences as are drawn at once, and for every token the
+               keys and values of those before it. Learning reads the weights twice for a micro-batch and writes their
+               gradients, writes and reads what is kept for the way back, and moves AdamW's four arrays, seven times
+               in all. A cache that holds some of it between two uses spares that part
+
+Were both done at once, the larger would be the least; one after the other, the sum. `half, beside another` is not
+measured but computed: half of all that, as one of two processes has it, at the share of its rate that `tropism plan`
+finds a process to keep while another works.
 
 Of a run, `seconds` is what its record says the stage took with that phase, at as many threads as it had.
 """
@@ -25,6 +35,7 @@ from typing import Any
 
 import peers
 import step
+from least import Least, counted, moved, to_draw
 
 KINDS: dict[str, tuple[str, ...]] = {
     "products": ("_linear_pointwise", "_reorder_linear", "aten::mm", "aten::addmm"),
@@ -49,6 +60,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 """Kind -> parts of the names of its operations; the first kind that fits counts."""
 PHASES = {"draw": "drawn", "measure": "measured", "update": "update"}
 """Part of a step -> the function of the loop that it is."""
+LEAST = ("floor", "bytes")
 
 
 def kind_of(name: str) -> str:
@@ -58,16 +70,21 @@ def kind_of(name: str) -> str:
 
 
 class Watched:
-    """A function of the loop, under the profiler whenever it runs."""
+    """A function of the loop, counted and under the profiler by turns."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.kinds = function, dict[str, float]()
-        self.given: tuple[Any, ...] = ()
+        self.function, self.profiled = function, False
+        self.kinds, self.least = dict[str, float](), Least()
+        self.given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
         from torch.profiler import ProfilerActivity, profile
 
-        self.given = args
+        self.given = args, settings
+        if not self.profiled:
+            self.least = Least()
+            with counted(self.least):
+                return self.function(*args, **settings)
         with profile(activities=[ProfilerActivity.CPU]) as told:
             results: list[Any] = []
             whole = 1e3 * peers.timed(lambda: results.append(self.function(*args, **settings)))
@@ -78,50 +95,46 @@ class Watched:
         return results[0]
 
 
-def floors(given: tuple[Any, ...], rate: float) -> dict[str, float]:
-    """Phase -> milliseconds of its products at this rate, from what `update` was given. Where some rows have an
-    advantage, the others are passed over."""
-    from tropism.training.packed import pack
-
-    batch, credit, optimizer = given[0], given[1], given[4]
-    weights = sum(parameter.numel() for parameter in optimizer.parameters)
-    heard = (credit.advantage != 0).any(1)
-    rows = batch[heard] if heard.any() else batch
-    learned, drawn = len(pack(rows.tokens, rows.length).owner), int(batch.action_mask.sum())
-    return {"draw": 2e3 * weights * drawn / rate, "measure": 0.0, "update": 6e3 * weights * learned / rate}
+def limits(compute: str) -> Least:
+    """What one thread of this machine does in a second."""
+    return Least(peers.peak(compute)[0], peers.bandwidth())
 
 
-def profiled(turn: peers.Turn, turns: int, rate: float) -> dict[str, dict[str, float]]:
-    """Phase -> milliseconds in all, by kind, and at least, of a median turn."""
+def profiled(turn: peers.Turn, turns: int, limits: Least) -> dict[str, dict[str, float]]:
+    """Phase -> milliseconds in all, by kind, and at least, of a median turn; limits: what the machine does a second."""
     from tropism.training import learn
 
     watched = {phase: Watched(getattr(learn, name)) for phase, name in PHASES.items()}
-    found: list[dict[str, dict[str, float]]] = []
+    least: dict[str, list[Least]] = {phase: [] for phase in PHASES}
+    kinds: dict[str, list[dict[str, float]]] = {phase: [] for phase in PHASES}
     for phase, name in PHASES.items():
         setattr(learn, name, watched[phase])
-    for n in range(turns + 2):
+    for n in range(2 * turns + 2):  # one of each warms up
+        for each in watched.values():
+            each.profiled = n % 2 == 1
         turn()
-        if n >= 2:
-            least = floors(watched["update"].given, rate)
-            found.append({name: each.kinds | {"floor": least[name]} for name, each in watched.items()})
+        job, (batch, *_, optimizer, _), settings = watched["draw"].given[0][0], *watched["update"].given
+        watched["draw"].least = to_draw(batch, job.policy)
+        watched["update"].least.bytes += moved(optimizer.parameters, settings["epochs"] * settings["mini_batches"])
+        for phase, each in watched.items() if n >= 2 else ():
+            (kinds[phase] if each.profiled else least[phase]).append(each.kinds if each.profiled else each.least)
     for phase, name in PHASES.items():
         setattr(learn, name, watched[phase].function)
     told = {}
     for phase in PHASES:
-        names = dict.fromkeys(name for one in found for name in one[phase])
-        told[phase] = {name: statistics.median(one[phase].get(name, 0.0) for one in found) for name in names}
+        names = dict.fromkeys(name for one in kinds[phase] for name in one)
+        told[phase] = {name: statistics.median(one.get(name, 0.0) for one in kinds[phase]) for name in names}
+        told[phase]["floor"] = 1e3 * statistics.median(one.operations for one in least[phase]) / limits.operations
+        told[phase]["bytes"] = 1e3 * statistics.median(one.bytes for one in least[phase]) / limits.bytes
     return told
 
 
 def row(middle: dict[str, float], share: float = 1.0) -> dict[str, Any]:
     """What is shown of a phase; `share`: of all of it."""
     shown = {kind: round(share * middle.get(kind, 0.0)) for kind in (*KINDS, "optimizer", "other")}
-    rest = middle["whole"] - sum(value for name, value in middle.items() if name not in ("whole", "floor"))
-    return (
-        {"ms": round(share * middle["whole"])}
-        | shown
-        | {"python": round(share * rest), "floor": round(share * middle["floor"])}
-    )
+    rest = middle["whole"] - sum(value for name, value in middle.items() if name not in ("whole", *LEAST))
+    least = {name: round(share * middle[name]) for name in LEAST}
+    return {"ms": round(share * middle["whole"])} | shown | {"python": round(share * rest)} | least
 
 
 def measured(size: str, compute: str, turns: int) -> list[dict[str, Any]]:
@@ -130,7 +143,7 @@ def measured(size: str, compute: str, turns: int) -> list[dict[str, Any]]:
 
     with tempfile.TemporaryDirectory() as folder:
         recipe = step.recipe(step.model(size, Path(folder)), compute, Path(folder) / "run")
-        found = profiled(step.opened(recipe, Path(folder)), turns, peers.peak(compute)[0])
+        found = profiled(step.opened(recipe, Path(folder)), turns, limits(compute))
         del found["measure"]  # nothing is
         share = 0.5 / rate_beside(recipe.model, 2)
     both = {name: sum(phase.get(name, 0.0) for phase in found.values()) for name in found["update"] | found["draw"]}
@@ -145,16 +158,17 @@ def of_run(path: Path, turns: int) -> list[dict[str, Any]]:
     from tropism.api import resolved_recipe
     from tropism.record import stages_of
 
-    runs, rate = stages_of(path), peers.peak("float32")[0]
+    runs = stages_of(path)
     config = {name: value for name, value in runs[0].config.items() if name not in ("stage", "versions")}
     recipe, rows = resolved_recipe(config, (), {}), list[dict[str, Any]]()
+    limit = limits(recipe.model.compute)
     models = {"": recipe.model}  # stage -> what it left; "": what the next one starts from unless it names another
     for stage, run in zip(recipe.stages, runs, strict=True):
         steps = [line for line in run.metrics() if line.get("time/update")]
         with tempfile.TemporaryDirectory() as folder:
             begun = replace(recipe, model=models[stage.start], stages=(replace(stage, start=""),))
             turn = step.opened(begun, Path(folder))
-            for phase, middle in profiled(turn, turns, rate).items():
+            for phase, middle in profiled(turn, turns, limit).items():
                 spent = sum(line[f"time/{phase}"] or 0.0 for line in steps)
                 if not middle.get("products"):  # rows are read, not drawn, and nothing need be measured
                     continue
@@ -174,11 +188,15 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     peers.settled(1)
+    about = peers.versions("torch", "transformers") | {
+        "fastest product": f"{peers.peak('float32')[0] / 1e9:.0f} GFLOP/s of float32",
+        "copying": f"{peers.bandwidth() / 1e9:.1f} GB/s",
+    }
     rows = of_run(given.run, given.turns) if given.run else []
     for size in given.sizes.split(",") if not given.run else ():
         for compute in given.compute.split(","):
             rows += measured(size, compute, given.turns)
-    peers.told(rows, peers.versions("torch", "transformers"), given.json)
+    peers.told(rows, about, given.json)
     return 0
 
 

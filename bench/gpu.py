@@ -21,6 +21,7 @@ from typing import Any
 
 import peers
 import step
+from least import size_of
 
 SIZES: dict[str, dict[str, Any]] = {
     "0.6B": {
@@ -55,14 +56,12 @@ def limits(device: str, compute: str) -> dict[str, float]:
     import torch
 
     kind, size = getattr(torch, compute), 4096 if device == "cuda" else 256
-    source = torch.empty(2**28 if device == "cuda" else 2**22, dtype=torch.float32, device=device)
-    into = torch.empty_like(source)
     a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
-    copied = 2 * source.numel() * 4 / clocked(lambda: into.copy_(source), device)
-    return {"bytes/s": copied, "operations/s": 2 * size**3 / clocked(lambda: a @ b, device, 20)}
+    rate = 2 * size**3 / clocked(lambda: a @ b, device, 20)
+    return {"bytes/s": peers.bandwidth(device), "operations/s": rate}
 
 
-def decode(policy: Any, device: str, compute: str, limit: float) -> dict[str, float]:
+def decode(policy: Any, device: str, limit: float) -> dict[str, float]:
     """Tokens a second, and the share of the bandwidth that reading what must be read would take."""
     import torch
 
@@ -77,10 +76,8 @@ def decode(policy: Any, device: str, compute: str, limit: float) -> dict[str, fl
         said.append(sum(len(turn.action) for turn in turns))
 
     seconds = clocked(draw, device)
-    config, size = policy.module.config, 2 if compute == "bfloat16" else 4
-    weights = sum(p.numel() for p in policy.module.parameters()) * size
-    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size
-    read = REPLY * (weights + REPLIES * token * (PROMPT + REPLY / 2))
+    size = size_of(policy)
+    read = REPLY * (size.number * size.weights + REPLIES * size.token * (PROMPT + REPLY / 2))
     return {"tokens/s": said[-1] / seconds, "of bandwidth": read / limit / seconds}
 
 
@@ -104,9 +101,8 @@ def update(policy: Any, device: str, limit: float) -> dict[str, float]:
             parameter.grad = None
 
     seconds, tokens = clocked(learn, device), 32 * 512
-    weights = sum(p.numel() for p in policy.module.parameters())
-    head = policy.module.get_output_embeddings().weight.numel()  # it sees only the tokens that were chosen
-    work = 6 * ((weights - head) * tokens + head * tokens / 2)
+    size = size_of(policy)
+    work = 6 * (size.layers * tokens + size.head * tokens / 2)  # the head sees only the tokens that were chosen
     return {"tokens/s": tokens / seconds, "of products": work / limit / seconds}
 
 
@@ -133,7 +129,7 @@ def measured(size: str, device: str, compute: str, turns: int) -> list[dict[str,
         policy = load_policy(Model(path="tiny", shape=shape, compute=compute, device=device), 0)
         policy.save(path)
         for name, found in (
-            ("decode", decode(policy, device, compute, limit["bytes/s"])),
+            ("decode", decode(policy, device, limit["bytes/s"])),
             ("update", update(policy, device, limit["operations/s"])),
         ):
             rows.append({"what": name} | {key: f"{value:.3g}" for key, value in found.items()})

@@ -213,6 +213,21 @@ def peak(dtype: str) -> tuple[float, str]:
     return rates[name], name
 
 
+def bandwidth(device: str = "cpu") -> float:
+    """Bytes a second that are read and written in copying an array that no cache holds, the best of some."""
+    import torch
+
+    source = torch.ones(2**28 if device == "cuda" else 2**26, device=device)
+    into = torch.empty_like(source)
+
+    def copied() -> None:
+        into.copy_(source)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return 2 * 4 * source.numel() / fastest(copied)
+
+
 def versions(*packages: str) -> dict[str, str]:
     found = {"python": platform.python_version(), "cpu": cpu()}
     for package in packages:

@@ -3,7 +3,6 @@
 import math
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import ahead
 import decode
 import floor
 import gpu
+import least
 import memory
 import peers
 import scaling
@@ -23,7 +23,6 @@ from small import rollout, turn
 from tropism.config import Model
 from tropism.training.collate import collate
 from tropism.training.model import load_policy
-from tropism.types import Credit
 
 
 class Counted:
@@ -64,7 +63,12 @@ def test_a_step_is_accounted_for_by_kinds_of_operation():
     for row in rows:
         kinds = [row[kind] for kind in (*floor.KINDS, "optimizer", "other", "python")]
         assert sum(kinds) == pytest.approx(row["ms"], abs=len(kinds)) and min(kinds) >= 0
-        assert row["floor"] > 0 and row["products"] == max(kinds) and row["other"] < 0.2 * row["ms"]
+        assert (
+            row["floor"] > 0
+            and 0 < row["bytes"] < row["ms"]
+            and row["products"] == max(kinds)
+            and row["other"] < 0.2 * row["ms"]
+        )
 
 
 def test_a_finished_runs_stages_are_accounted_for_from_where_each_began(tmp_path):
@@ -79,14 +83,41 @@ def test_a_finished_runs_stages_are_accounted_for_from_where_each_began(tmp_path
     assert rows[0]["steps"] == 2 and all(row["seconds"] >= 0 and row["ms"] >= row["floor"] for row in rows)
 
 
-def test_rows_without_an_advantage_are_not_in_the_floor():
+def test_the_least_of_a_pass_is_counted_from_what_it_reads_and_keeps():
+    policy = load_policy(Model(path="tiny"), 0)
     batch = collate([rollout(turn([1, 2], [3, n])) for n in range(4)], codes={})
-    optimizer = SimpleNamespace(parameters=[torch.zeros(10)])
-    none = torch.zeros(batch.tokens.shape)
-    some = none.index_fill(0, torch.tensor([0]), 1.0)
-    all_of, one_of = (floor.floors((batch, Credit(a), 0, 0, optimizer), 1e6) for a in (none, some))
-    assert all_of == pytest.approx({"draw": 2e-2 * 8, "measure": 0.0, "update": 6e-2 * 7})
-    assert one_of == pytest.approx(all_of | {"update": 6e-2 * 4})
+    size, once = least.size_of(policy), 3 + 4  # tokens that rows do not begin with in common
+    assert size.weights == size.trained == sum(p.numel() for p in policy.module.parameters())
+    assert size.layers + size.head == size.weights  # tied: the embedding is the head
+    assert size.head == policy.module.config.vocab_size * policy.module.config.hidden_size
+    with torch.no_grad(), least.counted(read := least.Least()):
+        policy.forward(batch)
+    assert read == least.Least(2.0 * (size.layers * once + size.head * 8), 4.0 * size.weights)
+    with least.counted(learned := least.Least()):
+        policy.forward(batch).logp.sum().backward()
+    assert learned.operations == 3 * read.operations and learned.bytes > 3 * read.bytes
+    policy.module.get_input_embeddings().requires_grad_(False)
+    with least.counted(frozen := least.Least()):
+        policy.forward(batch)
+    assert frozen.operations / read.operations == pytest.approx(2 + size.layers / size.weights)
+
+
+def test_what_is_kept_for_the_way_back_is_written_and_read_once():
+    numbers, factor = torch.rand(10, requires_grad=True), torch.rand(10)
+    with least.counted(found := least.Least()):
+        (numbers.exp() * factor).sum().backward()  # the exponential is kept by one operation, the factor by another
+    assert found == least.Least(0.0, 2 * 2 * 40)
+
+
+def test_drawing_reads_weights_for_all_sequences_at_once_and_for_each_what_was_said_before():
+    policy = load_policy(Model(path="tiny"), 0)
+    batch = collate([rollout(turn([1, 2], [3, n])) for n in range(4)], codes={})
+    weights, config = sum(p.numel() for p in policy.module.parameters()), policy.module.config
+    token = 4 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    found = least.to_draw(batch, policy)
+    assert found.operations == 2 * weights * 8
+    assert found.bytes == pytest.approx(4 * weights * 8 / policy.sampler.rows + token * 4 * (2 + 3))
+    assert least.moved([torch.zeros(10)], 3) == 3 * 10 * (4 + 3) * 4
 
 
 def test_a_gradient_is_compared_by_halves_that_share_no_noise():
@@ -140,7 +171,7 @@ def test_memory_grows_with_the_vocabulary():
 def test_the_bench_of_an_accelerator_counts_on_a_cpu_and_refuses_to_measure_there(monkeypatch):
     monkeypatch.setattr(gpu, "REPLIES", 4)
     policy = load_policy(Model(path="tiny", shape=gpu.SIZES["dry"], device="cpu"))
-    found = gpu.decode(policy, "cpu", "float32", 1e12)
+    found = gpu.decode(policy, "cpu", 1e12)
     assert 0 < found["of bandwidth"] < 1 and found["tokens/s"] > 0
     assert gpu.update(policy, "cpu", 1e15)["of products"] < 1
     if not torch.cuda.is_available():
