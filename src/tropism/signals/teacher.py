@@ -61,7 +61,7 @@ class Tutor:
         names = [*self.teacher.reads, *self.teacher.against]
         told = [available(opening, names) for opening in openings]
         read = [chosen(self.teacher, found) for found in told]
-        batch, k = self.compared(batch)
+        batch, k = self.supported(batch)
         contexts = self.contexts(batch, openings, read)
         out, tokens = self.spoken(batch, openings, contexts, k), tokens_of(batch, contexts)
         finite = all_finite(out)
@@ -96,8 +96,8 @@ class Tutor:
             "teacher/kl": (float(gap[heard].sum()), float(heard.sum())),
         }
 
-    def compared(self, batch: Batch) -> tuple[Batch, int]:
-        """The batch with the student's likeliest tokens, where they matter, and how many tokens are compared."""
+    def supported(self, batch: Batch) -> tuple[Batch, int]:
+        """The batch with the tokens that student and teacher are compared on, the student's likeliest, and how many."""
         k = self.vocabulary if self.teacher.top_k == "all" else min(self.teacher.top_k, self.vocabulary)
         if not k:
             return batch, 0
