@@ -7,7 +7,9 @@
     vllm            vLLM, in an environment of its own: --vllm PYTHON, as bench/decode_vllm.py says
 
 The same weights, prompts and number of tokens; `batch` replies, 8 to a prompt. `of peak` is the share of the fastest
-product of two matrices of 1024 x 1024 in that precision, counting two operations for each weight and token. One thread.
+product of two matrices of 1024 x 1024 in that precision, counting two operations for each weight and token; `of
+bandwidth` the share of the rate of copying an array that no cache holds, counting the weights once for a token of each
+sequence, and for each token the keys and values before it. One thread.
 """
 
 from __future__ import annotations
@@ -21,24 +23,30 @@ from pathlib import Path
 from typing import Any
 
 import peers
+from least import size_of
 
 WAYS = ("lean", "transformers", "generate")
+
+
+def made(size: str, compute: str) -> Any:
+    """The policy that is decoded."""
+    from tropism.config import Model
+    from tropism.training.model import load_policy
+
+    shape = peers.SHAPES[size] | {"initializer_range": 0.02}
+    return load_policy(Model(path="tiny", shape=shape, compute=compute, device="cpu"), 0)
 
 
 def decoder(way: str, size: str, compute: str, batch: int) -> peers.Turn:
     import torch
     from transformers import GenerationConfig
 
-    from tropism.config import Model
     from tropism.rollout.sampler import Local
-    from tropism.training.model import load_policy
     from tropism.types import SamplingParams
 
-    shape = peers.SHAPES[size] | {"initializer_range": 0.02}
-    policy = load_policy(Model(path="tiny", shape=shape, compute=compute, device="cpu"), 0)
+    policy = made(size, compute)
     texts = [text for text in peers.prompts(batch // peers.GROUP) for _ in range(peers.GROUP)]
     prompts = [policy.words.context(text) for text in texts]
-    weights = sum(p.numel() for p in policy.module.parameters())
     sampler = Local(policy.module, policy.words.stop_ids, policy.context, policy.precision, lean=way == "lean")
     params = SamplingParams(max_tokens=peers.REPLY)
     ids = torch.tensor(prompts)
@@ -66,24 +74,19 @@ def decoder(way: str, size: str, compute: str, batch: int) -> peers.Turn:
     def turn() -> dict[str, float]:
         tokens: list[int] = []
         seconds = peers.timed(lambda: tokens.append(sampled()))
-        return {"tokens/s": tokens[0] / seconds, "operations/s": 2.0 * weights * tokens[0] / seconds}
+        return {"tokens/s": tokens[0] / seconds}
 
     return turn
 
 
 def by_vllm(python: str, size: str, compute: str, batch: int, folder: str) -> list[str]:
     """The command of vLLM's peer, for the same weights and prompts."""
-    from tropism.config import Model
-    from tropism.training.model import load_policy
-
-    shape = peers.SHAPES[size] | {"initializer_range": 0.02}
-    policy = load_policy(Model(path="tiny", shape=shape, device="cpu"), 0)
+    policy = made(size, "float32")
     policy.save(where := Path(folder))
     prompts = [policy.words.context(text) for text in peers.prompts(batch // peers.GROUP)]
     (where / "prompts.json").write_text(json.dumps(prompts))
     program = str(Path(__file__).with_name("decode_vllm.py"))
-    weights = sum(p.numel() for p in policy.module.parameters())
-    return [python, program, folder, compute, *map(str, (weights, peers.GROUP, peers.REPLY))]
+    return [python, program, folder, compute, str(peers.GROUP), str(peers.REPLY)]
 
 
 def compared(
@@ -94,17 +97,19 @@ def compared(
     with tempfile.TemporaryDirectory() as folder:
         outside = {"vllm": by_vllm(vllm, size, compute, batch, folder)} if vllm else {}
         found = peers.raced(makers, 1, turns, outside)
-    limit, backend = peers.peak(compute)
+    (limit, backend), bandwidth = peers.peak(compute), peers.bandwidth()
+    each = size_of(made(size, compute))
+    read = each.number * each.weights / batch + each.token * (peers.PROMPT + peers.REPLY / 2)  # bytes for a token
     base = peers.quartiles([turn["tokens/s"] for turn in found["generate"]])[0]
     rows = []
-    for way, each in found.items():
-        middle, low, high = peers.quartiles([turn["tokens/s"] for turn in each])
-        work = peers.quartiles([turn["operations/s"] for turn in each])[0]
+    for way, turned in found.items():
+        middle, low, high = peers.quartiles([turn["tokens/s"] for turn in turned])
         rows.append(
             settings
             | {"way": way, "tokens/s": round(middle), "quartiles": f"{low:.0f} to {high:.0f}"}
-            | {"over generate": round(middle / base, 2), "of peak": f"{work / limit:.0%}"}
-            | {"peak GFLOP/s": f"{limit / 1e9:.0f} ({backend})"}
+            | {"over generate": round(middle / base, 2), "of peak": f"{2 * each.weights * middle / limit:.0%}"}
+            | {"of bandwidth": f"{read * middle / bandwidth:.0%}"}
+            | {"peak GFLOP/s": f"{limit / 1e9:.0f} ({backend})", "GB/s": f"{bandwidth / 1e9:.1f}"}
         )
     return rows
 

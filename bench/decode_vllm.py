@@ -4,9 +4,9 @@
     vllm/bin/pip uninstall -y torchvision torchaudio torchcodec      # builds for CUDA, which vLLM would stumble over
     python bench/decode.py --vllm vllm/bin/python
 
-    python bench/decode_vllm.py FOLDER COMPUTE WEIGHTS GROUP REPLY      a turn for every line that it reads
+    python bench/decode_vllm.py FOLDER COMPUTE GROUP REPLY      a turn for every line that it reads
 
-FOLDER holds the model, of so many WEIGHTS, and prompts.json; GROUP replies to each prompt, of REPLY tokens at most.
+FOLDER holds the model and prompts.json; GROUP replies to each prompt, of REPLY tokens at most.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
-def main(folder: str, compute: str, weights: int, group: int, reply: int) -> int:
+def main(folder: str, compute: str, group: int, reply: int) -> int:
     from vllm import LLM, SamplingParams
 
     prompts = [{"prompt_token_ids": ids} for ids in json.loads((Path(folder) / "prompts.json").read_text())]
@@ -32,7 +32,7 @@ def main(folder: str, compute: str, weights: int, group: int, reply: int) -> int
         out = llm.generate(prompts, asked, use_tqdm=False)
         seconds = time.perf_counter() - began
         tokens = sum(len(each.token_ids) for request in out for each in request.outputs)
-        print(json.dumps({"tokens/s": tokens / seconds, "operations/s": 2.0 * weights * tokens / seconds}), flush=True)
+        print(json.dumps({"tokens/s": tokens / seconds}), flush=True)
     return 0
 
 
