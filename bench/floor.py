@@ -1,9 +1,9 @@
 """Where the time of a step goes, by kind of operation, and the least that its operations and its bytes could take.
 
-    python bench/floor.py [--sizes 1M,4M] [--compute float32] [--json]
+    python bench/floor.py [--sizes 1M,4M] [--compute float32] [--threads 1] [--json]
     python bench/floor.py --run runs/tictactoe          a finished run's stages, each from the model that it began with
 
-The step of bench/step.py in one thread, drawing and update each under torch's profiler: milliseconds that operations
+The step of bench/step.py, drawing and update each under torch's profiler: milliseconds that operations
 of a kind took by themselves, of a median step; `python` is what no operation accounts for, the profiler's own time in
 it. The last two are the least that a phase could take, counted while it runs without the profiler:
 
@@ -18,7 +18,8 @@ it. The last two are the least that a phase could take, counted while it runs wi
 
 Were both done at once, the larger would be the least; one after the other, the sum. `half, beside another` is not
 measured but computed: half of all that, as one of two processes has it, at the share of its rate that `tropism plan`
-finds a process to keep while another works.
+finds a process to keep while another works. With several threads a kind's time is that of the thread which calls its
+operations, and the rates are those of as many.
 
 Of a run, `seconds` is what its record says the stage took with that phase, at as many threads as it had.
 """
@@ -96,7 +97,7 @@ class Watched:
 
 
 def limits(compute: str) -> Least:
-    """What one thread of this machine does in a second."""
+    """What the threads of this process do in a second."""
     return Least(peers.peak(compute)[0], peers.bandwidth())
 
 
@@ -137,18 +138,21 @@ def row(middle: dict[str, float], share: float = 1.0) -> dict[str, Any]:
     return {"ms": round(share * middle["whole"])} | shown | {"python": round(share * rest)} | least
 
 
-def measured(size: str, compute: str, turns: int) -> list[dict[str, Any]]:
-    """A row of each phase, and one of both as one of two processes has them."""
+def measured(size: str, compute: str, turns: int, threads: int = 1) -> list[dict[str, Any]]:
+    """A row of each phase, and of one thread one of both as one of two processes has them."""
     from tropism.training.processes import rate_beside
 
     with tempfile.TemporaryDirectory() as folder:
         recipe = step.recipe(step.model(size, Path(folder)), compute, Path(folder) / "run")
         found = profiled(step.opened(recipe, Path(folder)), turns, limits(compute))
         del found["measure"]  # nothing is
-        share = 0.5 / rate_beside(recipe.model, 2)
+        share = 0.5 / rate_beside(recipe.model, 2) if threads == 1 else None
     both = {name: sum(phase.get(name, 0.0) for phase in found.values()) for name in found["update"] | found["draw"]}
-    rows = {name: row(middle) for name, middle in found.items()} | {"half, beside another": row(both, share)}
-    return [{"size": size, "compute": compute, "phase": name} | told for name, told in rows.items()]
+    rows = {name: row(middle) for name, middle in found.items()}
+    if share is not None:
+        rows["half, beside another"] = row(both, share)
+    about = {"size": size, "compute": compute, "threads": threads}
+    return [about | {"phase": name} | told for name, told in rows.items()]
 
 
 def of_run(path: Path, turns: int) -> list[dict[str, Any]]:
@@ -183,11 +187,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", default="1M,4M")
     parser.add_argument("--compute", default="float32")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--run", type=Path, help="a finished run, instead of sizes")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    peers.settled(1)
+    peers.settled(given.threads)
     about = peers.versions("torch", "transformers") | {
         "fastest product": f"{peers.peak('float32')[0] / 1e9:.0f} GFLOP/s of float32",
         "copying": f"{peers.bandwidth() / 1e9:.1f} GB/s",
@@ -195,7 +200,7 @@ def main() -> int:
     rows = of_run(given.run, given.turns) if given.run else []
     for size in given.sizes.split(",") if not given.run else ():
         for compute in given.compute.split(","):
-            rows += measured(size, compute, given.turns)
+            rows += measured(size, compute, given.turns, given.threads)
     peers.told(rows, about, given.json)
     return 0
 

@@ -197,7 +197,7 @@ def fastest(work: Callable[[], Any], repeats: int = 12) -> float:
 
 
 def peak(dtype: str) -> tuple[float, str]:
-    """(operations per second, backend) of the fastest product of two matrices of 1024 x 1024 in one thread."""
+    """(operations per second, backend) of the fastest product of two matrices of 1024 x 1024, with the threads set."""
     import torch
 
     from tropism.maths import linear

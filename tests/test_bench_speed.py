@@ -71,6 +71,11 @@ def test_a_step_is_accounted_for_by_kinds_of_operation():
         )
 
 
+def test_a_step_on_several_threads_has_no_half_beside_another():
+    rows = floor.measured("0.5M", "float32", 1, threads=2)
+    assert [(row["phase"], row["threads"]) for row in rows] == [("draw", 2), ("update", 2)]
+
+
 def test_a_finished_runs_stages_are_accounted_for_from_where_each_began(tmp_path):
     """Rows are not drawn, and replies that earn what their siblings do are not learned from."""
     rl = world.grpo(tmp_path)
