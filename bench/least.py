@@ -32,8 +32,9 @@ class Size:
 
 def size_of(policy: Any, module: Any = None) -> Size:
     """Of the policy, or of other weights that are computed with as it does."""
+    from tropism.training.plan import cached
+
     module = module or policy.module
-    config, number = module.config, 2 if policy.settings.compute == "bfloat16" else 4
     head = module.get_output_embeddings().weight
     ends = {end.data_ptr(): end.numel() for end in (module.get_input_embeddings().weight, head)}
     weights = sum(p.numel() for p in module.parameters())
@@ -42,8 +43,8 @@ def size_of(policy: Any, module: Any = None) -> Size:
         head=head.numel(),
         weights=weights,
         trained=sum(p.numel() for p in module.parameters() if p.requires_grad),
-        number=number,
-        token=2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * number,
+        number=2 if policy.settings.compute == "bfloat16" else 4,
+        token=cached(policy),
     )
 
 

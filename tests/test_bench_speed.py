@@ -123,6 +123,8 @@ def test_drawing_reads_weights_for_all_sequences_at_once_and_for_each_what_was_s
     assert found.operations == 2 * weights * 8
     assert found.bytes == pytest.approx(4 * weights * 8 / policy.sampler.rows + token * 4 * (2 + 3))
     assert least.moved([torch.zeros(10)], 3) == 3 * 10 * (4 + 3) * 4
+    other = load_policy(Model(path="tiny-gpt2"), 0)  # as many keys as queries, of a width that it does not name
+    assert least.size_of(other).token == 4 * 2 * other.module.config.n_layer * other.module.config.n_embd
 
 
 def test_a_gradient_is_compared_by_halves_that_share_no_noise():

@@ -292,13 +292,17 @@ def held(stage: Stage, policy: Policy, work: Work) -> dict[str, float]:
 
 def cache(policy: Policy, work: Work) -> float:
     """Bytes of keys and values when every sequence is as long as it gets."""
-    config, size = policy.module.config, 2 if policy.settings.compute == "bfloat16" else 4
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
     places = int(work.batch.length.max()) + work.longest // 2
-    numbers: int = 2 * config.num_hidden_layers * groups * width * places * min(work.rows, policy.sampler.rows)
-    return float(size * numbers)
+    return float(cached(policy) * places * min(work.rows, policy.sampler.rows))
+
+
+def cached(policy: Policy) -> int:
+    """Bytes of the keys and values of one token."""
+    config, size = policy.module.config, 2 if policy.settings.compute == "bfloat16" else 4
+    heads: int = config.num_attention_heads
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    groups: int = getattr(config, "num_key_value_heads", None) or heads
+    return size * 2 * int(config.num_hidden_layers) * groups * width
 
 
 def kept(stage: Stage, policy: Policy, work: Work) -> float:
