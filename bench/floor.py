@@ -16,10 +16,10 @@ it. The last two are the least that a phase could take, counted while it runs wi
                gradients, writes and reads what is kept for the way back, and moves AdamW's four arrays, seven times
                in all. A cache that holds some of it between two uses spares that part
 
-Were both done at once, the larger would be the least; one after the other, the sum. `half, beside another` is not
-measured but computed: half of all that, as one of two processes has it, at the share of its rate that `tropism plan`
-finds a process to keep while another works. With several threads a kind's time is that of the thread which calls its
-operations, and the rates are those of as many.
+Were both done at once, the larger would be the least; one after the other, the sum. `half, beside another` is a step of
+half the groups, as one of two processes has it, profiled alone and then computed at the share of its rate that `tropism
+plan` finds a process to keep while another works. With several threads a kind's time is that of the thread which calls
+its operations, and the rates are those of as many.
 
 Of a run, `seconds` is what its record says the stage took with that phase, at as many threads as it had.
 """
@@ -139,18 +139,22 @@ def row(middle: dict[str, float], share: float = 1.0) -> dict[str, Any]:
 
 
 def measured(size: str, compute: str, turns: int, threads: int = 1) -> list[dict[str, Any]]:
-    """A row of each phase, and of one thread one of both as one of two processes has them."""
+    """A row of each phase, and of one thread one of a whole step as one of two processes has it."""
     from tropism.training.processes import rate_beside
 
+    groups, rows = peers.ROLLOUTS // peers.GROUP, dict[str, dict[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
-        recipe = step.recipe(step.model(size, Path(folder)), compute, Path(folder) / "run")
-        found = profiled(step.opened(recipe, Path(folder)), turns, limits(compute))
-        del found["measure"]  # nothing is
-        share = 0.5 / rate_beside(recipe.model, 2) if threads == 1 else None
-    both = {name: sum(phase.get(name, 0.0) for phase in found.values()) for name in found["update"] | found["draw"]}
-    rows = {name: row(middle) for name, middle in found.items()}
-    if share is not None:
-        rows["half, beside another"] = row(both, share)
+        path = step.model(size, Path(folder))
+        for part in (1, 2) if threads == 1 else (1,):
+            where = Path(folder) / str(part)
+            recipe = step.recipe(path, compute, where, groups=groups // part)
+            found = profiled(step.opened(recipe, where), turns, limits(compute))
+            if part == 1:
+                rows |= {phase: row(found[phase]) for phase in ("draw", "update")}  # nothing is measured
+                continue
+            draw, update = found["draw"], found["update"]
+            both = {name: draw.get(name, 0.0) + update.get(name, 0.0) for name in draw | update}
+            rows["half, beside another"] = row(both, 1 / rate_beside(recipe.model, 2))
     about = {"size": size, "compute": compute, "threads": threads}
     return [about | {"phase": name} | told for name, told in rows.items()]
 

@@ -59,16 +59,12 @@ def test_a_step_is_accounted_for_by_kinds_of_operation():
     assert [row["phase"] for row in rows] == ["draw", "update", "half, beside another"]
     draw, update, half = rows
     for name in (*floor.KINDS, "ms", "floor"):
-        assert half[name] >= (draw[name] + update[name]) / 2 - 2
+        assert half[name] >= 0.4 * (draw[name] + update[name]) - 2
     for row in rows:
         kinds = [row[kind] for kind in (*floor.KINDS, "optimizer", "other", "python")]
         assert sum(kinds) == pytest.approx(row["ms"], abs=len(kinds)) and min(kinds) >= 0
-        assert (
-            row["floor"] > 0
-            and 0 < row["bytes"] < row["ms"]
-            and row["products"] == max(kinds)
-            and row["other"] < 0.2 * row["ms"]
-        )
+        assert row["products"] == max(kinds) and row["other"] < 0.2 * row["ms"]
+        assert 0 < row["floor"] < row["ms"] and 0 < row["bytes"] < row["ms"]
 
 
 def test_a_step_on_several_threads_has_no_half_beside_another():
