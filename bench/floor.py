@@ -114,11 +114,15 @@ def profiled(turn: peers.Turn, turns: int, limits: Least) -> dict[str, dict[str,
         for each in watched.values():
             each.profiled = n % 2 == 1
         turn()
-        job, (batch, *_, optimizer, _), settings = watched["draw"].given[0][0], *watched["update"].given
-        watched["draw"].least = to_draw(batch, job.policy)
-        watched["update"].least.bytes += moved(optimizer.parameters, settings["epochs"] * settings["mini_batches"])
-        for phase, each in watched.items() if n >= 2 else ():
-            (kinds[phase] if each.profiled else least[phase]).append(each.kinds if each.profiled else each.least)
+        if n >= 2 and n % 2 == 1:
+            for phase, each in watched.items():
+                kinds[phase].append(each.kinds)
+        elif n >= 2:
+            (job, _), (batch, *_, optimizer, _), settings = watched["draw"].given[0], *watched["update"].given
+            watched["draw"].least = to_draw(batch, job.policy)
+            watched["update"].least.bytes += moved(optimizer.parameters, settings["epochs"] * settings["mini_batches"])
+            for phase, each in watched.items():
+                least[phase].append(each.least)
     for phase, name in PHASES.items():
         setattr(learn, name, watched[phase].function)
     told = {}

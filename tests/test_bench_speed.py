@@ -67,8 +67,11 @@ def test_a_step_is_accounted_for_by_kinds_of_operation():
         assert 0 < row["floor"] < row["ms"] and 0 < row["bytes"] < row["ms"]
 
 
-def test_a_step_on_several_threads_has_no_half_beside_another():
+def test_a_step_on_several_threads_has_no_half_and_what_the_optimizer_moves_counts_once(monkeypatch):
+    monkeypatch.setattr(floor, "moved", lambda parameters, times: 1e12 * times)
+    monkeypatch.setattr(floor, "limits", lambda compute: least.Least(1e12, 1e12))
     rows = floor.measured("0.5M", "float32", 1, threads=2)
+    assert 1000 <= rows[1]["bytes"] < 1010 and rows[0]["bytes"] < 10
     assert [(row["phase"], row["threads"]) for row in rows] == [("draw", 2), ("update", 2)]
 
 
