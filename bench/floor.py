@@ -31,6 +31,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ class Watched:
         return results[0]
 
 
+@cache
 def limits(compute: str) -> Least:
     """What the threads of this process do in a second."""
     return Least(peers.peak(compute)[0], peers.bandwidth())
@@ -163,7 +165,7 @@ def measured(size: str, compute: str, turns: int, threads: int = 1) -> list[dict
     return [about | {"phase": name} | told for name, told in rows.items()]
 
 
-def of_run(path: Path, turns: int) -> list[dict[str, Any]]:
+def of_run(path: Path, turns: int, threads: int = 1) -> list[dict[str, Any]]:
     """A row of each phase of each stage of a finished run."""
     from dataclasses import replace
 
@@ -173,7 +175,7 @@ def of_run(path: Path, turns: int) -> list[dict[str, Any]]:
     runs = stages_of(path)
     config = {name: value for name, value in runs[0].config.items() if name not in ("stage", "versions")}
     recipe, rows = resolved_recipe(config, (), {}), list[dict[str, Any]]()
-    limit = limits(recipe.model.compute)
+    about, limit = {"compute": recipe.model.compute, "threads": threads}, limits(recipe.model.compute)
     models = {"": recipe.model}  # stage -> what it left; "": what the next one starts from unless it names another
     for stage, run in zip(recipe.stages, runs, strict=True):
         steps = [line for line in run.metrics() if line.get("time/update")]
@@ -184,9 +186,8 @@ def of_run(path: Path, turns: int) -> list[dict[str, Any]]:
                 spent = sum(line[f"time/{phase}"] or 0.0 for line in steps)
                 if not middle.get("products"):  # rows are read, not drawn, and nothing need be measured
                     continue
-                rows.append(
-                    {"stage": stage.name, "steps": len(steps), "phase": phase, "seconds": round(spent)} | row(middle)
-                )
+                told = about | {"stage": stage.name, "steps": len(steps), "phase": phase, "seconds": round(spent)}
+                rows.append(told | row(middle))
         models[""] = models[stage.name] = replace(recipe.model, path=str(run.path), shape={})
     return rows
 
@@ -201,14 +202,14 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     peers.settled(given.threads)
-    about = peers.versions("torch", "transformers") | {
-        "fastest product": f"{peers.peak('float32')[0] / 1e9:.0f} GFLOP/s of float32",
-        "copying": f"{peers.bandwidth() / 1e9:.1f} GB/s",
-    }
-    rows = of_run(given.run, given.turns) if given.run else []
+    rows = of_run(given.run, given.turns, given.threads) if given.run else []
     for size in given.sizes.split(",") if not given.run else ():
         for compute in given.compute.split(","):
             rows += measured(size, compute, given.turns, given.threads)
+    about = peers.versions("torch", "transformers")
+    for compute in dict.fromkeys(each["compute"] for each in rows):
+        limit = limits(compute)
+        about |= {compute: f"{limit.operations / 1e9:.0f} GFLOP/s", "copying": f"{limit.bytes / 1e9:.1f} GB/s"}
     peers.told(rows, about, given.json)
     return 0
 
