@@ -132,7 +132,7 @@ SETTINGS = {
             for name, options in PLANTED.items()
         },
         0.85,
-        base_seeds=tuple(range(30)),
+        base_seeds=tuple(range(100)),
         rates_of="sums",
     ),
     "talk": Setting(
