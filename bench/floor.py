@@ -1,15 +1,17 @@
 """Where the time of a step goes, by kind of operation, and the least that its operations and its bytes could take.
 
-    python bench/floor.py [--sizes 1M,4M] [--compute float32] [--threads 1] [--json]
+    python bench/floor.py [--sizes 1M,4M] [--compute float32] [--threads 1] [--whole] [--json]
     python bench/floor.py --run runs/tictactoe          a finished run's stages, each from the model that it began with
 
-The step of bench/step.py, drawing and update each under torch's profiler: milliseconds that operations
-of a kind took by themselves, of a median step; `python` is what no operation accounts for, the profiler's own time in
-it. The last two are the least that a phase could take, counted while it runs without the profiler:
+The step of bench/step.py, with `--whole` its whole work; drawing and update each under torch's profiler: milliseconds
+that operations of a kind took by themselves, of a median step; `python` is what no operation accounts for, the
+profiler's own time in it. The last two are the least that a phase could take, counted while it runs without the
+profiler:
 
     floor      the products at the rate of the fastest product of two matrices of 1024 x 1024: two operations for each
                weight and token of a pass forward, two more on the way back and two where the weight is trained; the
-               head sees only tokens that were chosen, and what rows begin with in common is there once
+               head sees only tokens that were chosen, and what rows begin with in common is there once, unless the
+               work is whole
     bytes      what must come from memory or go there, at the rate of copying an array that no cache holds. Drawing
                reads the weights for every token of as many sequences as are drawn at once, and for every token the
                keys and values of those before it. Learning reads the weights twice for a micro-batch and writes their
@@ -144,8 +146,8 @@ def row(middle: dict[str, float], share: float = 1.0) -> dict[str, Any]:
     return {"ms": round(share * middle["whole"])} | shown | {"python": round(share * rest)} | least
 
 
-def measured(size: str, compute: str, turns: int, threads: int = 1) -> list[dict[str, Any]]:
-    """A row of each phase, and of one thread one of a whole step as one of two processes has it."""
+def measured(size: str, compute: str, turns: int, threads: int = 1, whole: bool = False) -> list[dict[str, Any]]:
+    """A row of each phase, and with one thread one of a step as one of two processes has it."""
     from tropism.training.processes import rate_beside
 
     groups, rows = peers.ROLLOUTS // peers.GROUP, dict[str, dict[str, Any]]()
@@ -153,7 +155,7 @@ def measured(size: str, compute: str, turns: int, threads: int = 1) -> list[dict
         path = step.model(size, Path(folder))
         for part in (1, 2) if threads == 1 else (1,):
             where = Path(folder) / str(part)
-            recipe = step.recipe(path, compute, where, groups=groups // part)
+            recipe = step.recipe(path, compute, where, whole=whole, groups=groups // part)
             found = profiled(step.opened(recipe, where), turns, limits(compute))
             if part == 1:
                 rows |= {phase: row(found[phase]) for phase in ("draw", "update")}  # nothing is measured
@@ -161,7 +163,7 @@ def measured(size: str, compute: str, turns: int, threads: int = 1) -> list[dict
             draw, update = found["draw"], found["update"]
             both = {name: draw.get(name, 0.0) + update.get(name, 0.0) for name in draw | update}
             rows["half, beside another"] = row(both, 1 / rate_beside(recipe.model, 2))
-    about = {"size": size, "compute": compute, "threads": threads}
+    about = {"size": size, "compute": compute, "threads": threads, "work": "whole" if whole else "packed"}
     return [about | {"phase": name} | told for name, told in rows.items()]
 
 
@@ -197,6 +199,7 @@ def main() -> int:
     parser.add_argument("--sizes", default="1M,4M")
     parser.add_argument("--compute", default="float32")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--whole", action="store_true", help="every row passed whole, and none left out")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--run", type=Path, help="a finished run, instead of sizes")
     parser.add_argument("--json", action="store_true")
@@ -205,7 +208,7 @@ def main() -> int:
     rows = of_run(given.run, given.turns, given.threads) if given.run else []
     for size in given.sizes.split(",") if not given.run else ():
         for compute in given.compute.split(","):
-            rows += measured(size, compute, given.turns, given.threads)
+            rows += measured(size, compute, given.turns, given.threads, given.whole)
     about = peers.versions("torch", "transformers")
     for compute in dict.fromkeys(each["compute"] for each in rows):
         limit = limits(compute)

@@ -71,7 +71,7 @@ def counted(least: Least) -> Iterator[None]:
     A pass forward is two operations for a weight and token, and reads the weights. One that is learned from takes two
     more, and two where the weight is trained; reads the weights again, writes their gradients, and writes and reads
     what is kept for the way back. The head sees only tokens that were chosen; what rows begin with in common counts
-    once.
+    once, unless the policy is told to pass every row whole (`model.pack` is off); padding never counts.
     """
     import torch
 
@@ -83,7 +83,8 @@ def counted(least: Least) -> Iterator[None]:
     def forward(policy: Any, batch: Any, *args: Any, **settings: Any) -> Any:
         module = settings.get("module") or policy.module
         size, learns = size_of(policy, module), torch.is_grad_enabled()
-        tokens = len(pack(batch.tokens, batch.length).owner)
+        packs = policy.settings.pack
+        tokens = len(pack(batch.tokens, batch.length).owner) if packs else int(batch.length.sum())
         products = size.layers * tokens + size.head * int(batch.action_mask.sum())
         least.operations += (4 + 2 * size.trained / size.weights if learns else 2) * products
         least.bytes += size.number * (2 * size.weights + size.trained if learns else size.weights)

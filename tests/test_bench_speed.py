@@ -65,6 +65,9 @@ def test_a_step_is_accounted_for_by_kinds_of_operation():
         assert sum(kinds) == pytest.approx(row["ms"], abs=len(kinds)) and min(kinds) >= 0
         assert row["products"] == max(kinds) and row["other"] < 0.2 * row["ms"]
         assert 0 < row["floor"] < row["ms"] and 0 < row["bytes"] < row["ms"]
+    whole = floor.measured("0.5M", "float32", 1, threads=2, whole=True)  # the half is left out
+    assert [row["work"] for row in (update, *whole)] == ["packed", "whole", "whole"]
+    assert whole[1]["floor"] > 1.05 * update["floor"]
 
 
 def test_a_step_on_several_threads_has_no_half_and_what_the_optimizer_moves_counts_once(monkeypatch):
@@ -111,6 +114,15 @@ def test_what_is_kept_for_the_way_back_is_written_and_read_once():
     with least.counted(found := least.Least()):
         (numbers.exp() * factor).sum().backward()  # the exponential is kept by one operation, the factor by another
     assert found == least.Least(0.0, 2 * 2 * 40)
+
+
+def test_a_policy_that_does_not_pack_is_counted_row_by_row_without_padding():
+    batch = collate([rollout(turn([1, 2], [3, n][: 1 + n % 2])) for n in range(4)], codes={})
+    policy = load_policy(Model(path="tiny", pack=False), 0)
+    size = least.size_of(policy)
+    with torch.no_grad(), least.counted(read := least.Least()):
+        policy.forward(batch)
+    assert read.operations == 2.0 * (size.layers * (3 + 4 + 3 + 4) + size.head * (1 + 2 + 1 + 2))
 
 
 def test_drawing_reads_weights_for_all_sequences_at_once_and_for_each_what_was_said_before():
