@@ -27,6 +27,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -212,8 +213,17 @@ def alone() -> None:
     """What a process that runs jobs starts with: one thread, and the paths that recipes are written for."""
     import torch
 
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     os.chdir(ROOT)
+
+
+def end_with_parent() -> None:
+    """Whatever ends it: a worker whose parent was killed would wait for jobs for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def workers(count: int) -> ProcessPoolExecutor:

@@ -2,6 +2,7 @@
 
 import random
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def line(label, rate, seed, *success):
 
 def best(lines, label):
     return curves.best_rate(lines, label, signals.RATES, signals.TUNED_ON)
+
+
+def test_workers_end_with_the_process_that_began_them():
+    """A pipe that both write to ends when the last of them does."""
+    begin = "import os, sys, time; sys.path.append('bench'); import signals; pool = signals.workers(1); "
+    program = begin + "print(pool.submit(os.getpid).result(), os.getpid(), flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker, itself = map(int, parent.stdout.readline().split())
+        parent.kill()
+        assert worker != itself == parent.pid and parent.communicate(timeout=60) == ("", None)
 
 
 def test_the_rate_is_chosen_on_the_tuning_seeds_alone_and_only_when_all_are_there():
