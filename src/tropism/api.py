@@ -243,7 +243,8 @@ def sample(
 
 
 def doctor(recipe: Recipe, watcher: Watcher | None = None) -> list[str]:
-    """The checks that every run starts with, on the recipe's start model, stage by stage; trains nothing.
+    """The checks that every run starts with, on the recipe's start model, stage by stage; trains nothing. Whether a
+    self-teacher can use what it reads is asked of the first stage's alone: later ones start from what was trained.
 
     Args:
         watcher: is told each line as soon as its check has passed.
@@ -254,10 +255,10 @@ def doctor(recipe: Recipe, watcher: Watcher | None = None) -> list[str]:
     lines = Lines()
     told = Together([lines, watcher] if watcher else [lines])
     with tempfile.TemporaryDirectory() as folder:
-        for stage in recipe.stages:
+        for number, stage in enumerate(recipe.stages):
             told.say(f"{stage.name}:")
             policy = load_policy(recipe.model, recipe.seed)
-            examine(training.open_job(recipe, stage, recipe.model, policy, Path(folder), told))
+            examine(training.open_job(recipe, stage, recipe.model, policy, Path(folder), told), trained=not number)
     return lines.lines
 
 

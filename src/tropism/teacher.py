@@ -58,7 +58,7 @@ class Teacher:
     over the whole reply; or at each token."""
     must_add: float = 0.1
     """What it reads must add so much to the share of successes before a run starts, where it is the student itself; -1
-    asks for nothing."""
+    asks for nothing, not even that it says something else than the student."""
 
     def __post_init__(self) -> None:
         if self.who == "" or self.who == {}:

@@ -11,7 +11,7 @@ import pytest
 import secret
 import world
 from tropism import train
-from tropism.api import Lines, resolved_recipe
+from tropism.api import Lines, doctor, resolved_recipe
 from tropism.config import Data, Named, Told
 from tropism.errors import CheckFailed
 from tropism.methods.grpo import GRPO
@@ -86,6 +86,18 @@ def test_a_model_that_cannot_read_stops_the_run(reader):
     tolerant = dataclasses.replace(READS, must_add=-1.0)
     stage = dataclasses.replace(fresh.stage, method=Taught(teacher=tolerant))
     assert "right hint" in benefit.check(dataclasses.replace(fresh, stage=stage))
+
+
+def test_the_doctor_does_not_ask_an_untaught_model_what_a_later_stage_will_be_taught():
+    """`tropism doctor` of a recipe whose first stage teaches to read, on the model that this stage starts from."""
+    rl = {"name": "rl", "method": Taught(), "env": f"{secret.HERE}:Secret", "success": {"part": "right"}}
+    rl["sampling"] = {"groups": 4, "group_size": 2, "max_tokens": 4}
+    sft = {"name": "sft", "method": "sft", "data": {"demos": f"{secret.HERE}:Secret", "episodes": 8}}
+    raw = {"name": "run", "model": world.MODEL}
+    lines = doctor(resolved_recipe(raw | {"stages": [sft, rl]}, (), {}))
+    assert "teacher: whether its hints help is asked when the stage starts, of the model that it starts from" in lines
+    with pytest.raises(CheckFailed, match="cannot use what it reads"):
+        doctor(resolved_recipe(raw | {"stages": [rl]}, (), {}))
 
 
 def test_an_inverted_hint_stops_the_run_too(reader):

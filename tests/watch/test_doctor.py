@@ -202,13 +202,25 @@ def test_a_gradient_that_is_rounding_alone_is_no_fault():
             compared(*pair)
 
 
-def test_a_teacher_that_is_the_student_itself_passes():
-    def by_opd(*args, **changes):
+def distilled(method="opd", **teacher):
+    def changed(*args, **changes):
         recipe = world.grpo(*args, **changes)
-        recipe["stages"][0]["method"] = {"opd": {"teacher": {"who": "frozen", "top_k": "all"}}}
+        recipe["stages"][0]["method"] = {method: {"teacher": {"who": "frozen"} | teacher}}
         return recipe
 
-    job = job_of(by_opd)
+    return job_of(changed)
+
+
+@pytest.mark.parametrize("method", ["opd", "g_opd", "reopold", "mopd"])
+def test_a_teacher_that_says_what_the_student_says_is_a_missing_one(method):
+    """Rounding is a gradient, which AdamW would scale up: the run would learn from noise and end well."""
+    with pytest.raises(CheckFailed, match=r"the teacher is missing: of \d+ tokens .* set teacher.who"):
+        examine(distilled(method))
+    assert examine(distilled(method, must_add=-1)) is True
+
+
+def test_a_gradient_that_is_rounding_is_not_compared():
+    job = distilled(top_k="all", must_add=-1)
     assert examine(job) is True
     assert "is rounding and says nothing" in job.watcher.lines[-1]
 

@@ -23,8 +23,11 @@ TASKS = 48
 """Tasks that are looked at, each with all its siblings."""
 
 
-def check(job: Job) -> str | None:
+def check(job: Job, *, trained: bool = True) -> str | None:
     """A line for the doctor, None where there is nothing to check.
+
+    Args:
+        trained: the model is the one that the stage will start from; another one's answers say nothing.
 
     Raises:
         CheckFailed: the right hint adds less than `teacher.must_add` to the share of successes.
@@ -34,6 +37,8 @@ def check(job: Job) -> str | None:
         return None
     if job.stage.success is None or job.stage.success.part not in parts_of(playing.source):
         return "teacher: the environment does not say what a success is, so nobody can say whether its hints help"
+    if not trained:
+        return "teacher: whether its hints help is asked when the stage starts, of the model that it starts from"
     shares = successes(job, playing)
     if shares is None:
         return "teacher: found nothing to read among the probe rollouts, so its hints are not checked"

@@ -32,8 +32,12 @@ GROUPS = 4
 """Tasks of the probe."""
 
 
-def examine(job: Job) -> bool:
-    """Run every check; returns whether sampler and trainer count as one policy. Weights and state stay as they were."""
+def examine(job: Job, *, trained: bool = True) -> bool:
+    """Run every check; returns whether sampler and trainer count as one policy. Weights and state stay as they were.
+
+    Args:
+        trained: the model is the one that the stage will start from.
+    """
     temperature = job.stage.sampling.temperature if job.stage.env else 1.0
     if isinstance(job.draw, Playing):
         job.watcher.say(check_rewards(job.stage, job.draw.source))
@@ -65,7 +69,9 @@ def examine(job: Job) -> bool:
     batch = measure(batch, job.needs, policy=frozen, exact=exact, reference=job.reference, context=job.policy.context)
     if job.tutor is not None:
         batch, _ = job.tutor.measure(batch, openings(rollouts, apart=apart(job.stage.method)))
-        if helped := benefit.check(job):
+        if job.tutor.teacher.must_add >= 0:
+            doctor.something_to_teach(batch, 1e-4 if job.policy.settings.compute == "float32" else 1e-2)
+        if helped := benefit.check(job, trained=trained):
             job.watcher.say(helped)
     tolerance = 1e-3 if job.policy.settings.compute == "float32" else 5e-2
     most = job.stage.train.micro_tokens  # and not more: one forward pass of everything may not fit

@@ -126,6 +126,23 @@ def mask_is_reply(
     return head + before + reply, (len(head + before), len(head + before + reply))
 
 
+def something_to_teach(batch: Batch, tolerance: float) -> None:
+    """Somewhere the teacher says something else than the policy, where it says anything.
+
+    Args:
+        tolerance: nats for a token that are rounding.
+    """
+    heard = batch.action_mask & batch.has_teacher[:, None]
+    apart = (batch.teacher_logp - batch.proximal_logp)[heard].abs()
+    if len(apart) and float(apart.max()) < tolerance:
+        raise CheckFailed(
+            f"the teacher is missing: of {len(apart)} tokens it gives none another log-probability than the policy "
+            f"does (the largest difference is {float(apart.max()):.1e}), so nothing but rounding would be learned. It "
+            "has the policy's weights and reads no more than the policy: set teacher.who to the path of another model, "
+            "or teacher.reads to what it may see; teacher.must_add: -1 starts all the same."
+        )
+
+
 def splits_agree(gradient: Callable[[int], Tensor], tokens: int, tolerance: float) -> str:
     """Micro-batches of any size give the gradient of the whole.
 
