@@ -146,6 +146,8 @@ def test_methods_has_a_line_for_every_method(tropism):
     code, out, _ = tropism("methods")
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == list(METHODS)
     assert "Group Relative Policy Optimization" in out
+    own = [line.split()[0] for line in out.splitlines() if "(no paper)" in line]
+    assert own == ["gated", "sft"] and "REINFORCE (doi:10.1007/BF00992696)" in out
 
 
 def test_envs_lists_environments_with_their_options(tropism):

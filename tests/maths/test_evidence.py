@@ -388,16 +388,16 @@ def test_what_is_worth_watching_by_hand():
         "gate/value/success": pytest.approx(float(seen.value[won, 3].mean())),
         "gate/value/failure": pytest.approx(float(seen.value[~won, 3].mean())),
         "gate/evidence": pytest.approx(float(seen.words[:, 1:].std(correction=0))),
-        "gate/groups": 1.0,
+        "teacher/used": 1.0,
     }
     assert found["gate/value/success"] > 0.6 > 0.4 > found["gate/value/failure"]
 
 
 def test_what_there_is_none_of_is_not_told():
-    none = dict.fromkeys((f"gate/{name}" for name in ("trust", "skill", "slope", "groups")), 0.0)
+    none = dict.fromkeys(("gate/trust", "gate/skill", "gate/slope", "teacher/used"), 0.0)
     assert evidence.watched({}, *some(0, {}, told=(9,))[:2]) == none
     seen, group, _ = some(0, {}, told=(2,))
-    assert evidence.watched({}, seen, group)["gate/groups"] == 0.25
+    assert evidence.watched({}, seen, group)["teacher/used"] == 0.25
     close(evidence.watched({}, seen, group)["gate/evidence"], float(seen.words[group == 2].std(correction=0)))
 
 

@@ -346,7 +346,7 @@ def test_what_is_worth_watching_is_told_of_a_method_with_a_teacher():
     memory = lived(6)
     found = Gated().credit(some(6, memory)).metrics
     assert found["gate/trust"] == pytest.approx(float(memory["trust"]))
-    assert found["gate/groups"] == 1
+    assert found["teacher/used"] == 1
     batch, told = some(6, memory), some(6, memory).action_mask
     common = (batch.teacher_logp + batch.counter_logp) / 2 - batch.proximal_logp
     assert found["gate/style"] == pytest.approx(float(common[told].mean())), "what both hints say in common"

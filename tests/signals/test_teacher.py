@@ -254,6 +254,9 @@ def test_what_is_cut_is_counted(policy):
     assert numbers["teacher/cut"] == 1 and batch.has_teacher.all()
     batch, numbers = asked(policy, Teacher(reads=("worked",), **SHORT), rollouts, room=12)
     assert not batch.has_teacher.any() and numbers["teacher/share"] == 0
+    assert numbers["teacher/too_long"] == 1 and numbers["teacher/not_finite"] == 0
+    assert asked(policy, Teacher(), rollouts, room=3)[1]["teacher/too_long"] == 1
+    assert asked(policy, Teacher(reads=("worked",), **SHORT), rollouts)[1]["teacher/too_long"] == 0
 
 
 # ------------------------------------------------------------------------------------------------------ whose weights

@@ -248,6 +248,9 @@ def test_a_domain_is_taught_by_its_own_model_and_tasks_without_one_by_the_model_
     assert torch.allclose(batch.teacher_logp[0], alone[1].teacher_logp[0], atol=1e-6)
     assert torch.allclose(batch.teacher_logp[1], alone[0].teacher_logp[0], atol=1e-6)
     assert not torch.allclose(batch.teacher_logp[0], batch.teacher_logp[1], atol=1e-3)
+    tutor = opened(MOPD(teacher=Teacher(who={"": teachers["one"]})), student)
+    with pytest.raises(ConfigError, match="a task has the domain 'a'"):  # one that the first tasks did not show
+        said(tutor, student, ("a", [5, 6]))
     assert numbers["teacher/kl/a"] == pytest.approx(-gaps(batch, 0).mean().item(), abs=1e-6)
     assert numbers["teacher/kl/"] == pytest.approx(-gaps(batch, 1).mean().item(), abs=1e-6)
     assert numbers["teacher/kl"] == pytest.approx((numbers["teacher/kl/a"] + numbers["teacher/kl/"]) / 2, abs=1e-6)
@@ -394,7 +397,7 @@ def test_a_method_without_a_teacher_opens_none(student, tmp_path):
 
 def test_a_teacher_that_is_silent_for_so_many_steps_is_reported_with_its_reason_and_again():
     state, said = State(), []
-    nothing = {"teacher/share": 0.0, "teacher/not_finite": 0.0}
+    nothing = {"teacher/share": 0.0, "teacher/not_finite": 0.0, "teacher/too_long": 0.0}
     for step, taught in enumerate([nothing] * 4 + [nothing | {"teacher/share": 0.5}] + [nothing] * 2):
         state.step = step
         heard(state, taught, 2, said.append)
@@ -402,6 +405,13 @@ def test_a_teacher_that_is_silent_for_so_many_steps_is_reported_with_its_reason_
     assert "silent for 4 steps; there was nothing for it to read" in said[1] and "silent for 2 steps" in said[2]
     heard(state, nothing | {"teacher/not_finite": 1.0}, 1, said.append)
     assert said[-1].endswith("its numbers are not finite")
+    heard(state, nothing | {"teacher/too_long": 0.5}, 1, said.append)
+    assert said[-1].endswith("leaves no room for the reply, even cut")
+    heard(state, nothing | {"teacher/share": 0.5, "teacher/used": 0.0}, 1, said.append)
+    assert said[-1].endswith("of no group did it speak of every reply, so the method used none of it")
+    state.untaught = 3
+    heard(state, nothing | {"teacher/share": 0.5, "teacher/used": 0.1}, 1, said.append)
+    assert state.untaught == 0
 
 
 @pytest.mark.parametrize("mini_batches", [1, 4])

@@ -51,7 +51,7 @@ def settings(method: type) -> list[tuple[str, Any, str]]:
 
 
 def paper(method: type) -> str:
-    found = re.search(r"arXiv:[\d.]+\d", method.__doc__ or "")
+    found = re.search(r"arXiv:[\d.]+\d|doi:[\w./-]+\w", method.__doc__ or "")
     return found[0] if found else "no paper"
 
 

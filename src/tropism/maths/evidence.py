@@ -320,16 +320,18 @@ def learned(past: Mapping[str, Tensor], step: int, seen: Reading, group: Tensor,
 
 def watched(past: Mapping[str, Tensor], seen: Reading, group: Tensor) -> dict[str, float]:
     """Numbers worth watching: trust, skill, slope (about 1 for a right hint against a wrong one), mean V_T of successes
-    and of failures, standard deviation of d, share of groups to which all was told. What there is none of is left out.
+    and of failures, standard deviation of d. What there is none of is left out. `teacher/used` is the share of groups
+    to which all was told: the others go by their reward alone.
     """
     words, end = seen.words[(seen.share > 0) & seen.told[:, None]], seen.last & seen.told[:, None]
     won, nothing = seen.outcome[:, None] > 0, seen.outcome.new_zeros(1)
     found = {name: past.get(name, nothing) for name in ("trust", "skill")} | {"slope": past.get("fit", nothing)[:1]}
     found |= {"value/success": seen.value[end & won], "value/failure": seen.value[end & ~won]}
-    found["groups"] = seen.told[first_row(group)].double()
     if len(words):
         found["evidence"] = words.std(correction=0)
-    return {f"gate/{name}": float(values.mean()) for name, values in found.items() if values.numel()}
+    named = {f"gate/{name}": values for name, values in found.items()}
+    named["teacher/used"] = seen.told[first_row(group)].double()
+    return {name: float(values.mean()) for name, values in named.items() if values.numel()}
 
 
 def style(gap: Tensor, seen: Reading) -> dict[str, float]:

@@ -52,11 +52,11 @@ class Tutor:
 
         Returns:
             metrics: (sum, over how many), so that processes can be added up. Shares of rows that had a teacher, one of
-            whose contexts was cut, whose numbers were not finite; how many tokens it read, over all its passes; and the
-            mean of log proximal - log teacher over tokens that had one, with several teachers for each domain too, with
-            how many tokens a row of it has and on what share of them trainer and sampler differ by a factor beyond two,
-            which `mopd` drops unless told otherwise (0 where they are one). A wrong route is a domain whose gap does
-            not fall.
+            whose contexts was cut, one of whose was too long even so, whose numbers were not finite; how many tokens it
+            read, over all its passes; and the mean of log proximal - log teacher over tokens that had one, with several
+            teachers for each domain too, with how many tokens a row of it has and on what share of them trainer and
+            sampler differ by a factor beyond two, which `mopd` drops unless told otherwise (0 where they are one). A
+            wrong route is a domain whose gap does not fall.
         """
         names = [*self.teacher.reads, *self.teacher.against]
         told = [available(opening, names) for opening in openings]
@@ -66,7 +66,7 @@ class Tutor:
         out, tokens = self.spoken(batch, openings, contexts, k), tokens_of(batch, contexts)
         finite = all_finite(out)
         there = present(contexts, finite)
-        shown, counter = contexts, None
+        shown, counter, lost = contexts, None, too_long(read if self.teacher.reads else [True] * len(read), contexts)
         if self.teacher.against:
             against = [r and opposite(self.teacher, r, found) for r, found in zip(read, told, strict=True)]
             opposed = self.contexts(batch, openings, against)
@@ -74,6 +74,7 @@ class Tutor:
             tokens += tokens_of(batch, opposed)
             finite &= all_finite(counter)
             there &= present(opposed, finite)
+            lost = [one or other for one, other in zip(lost, too_long(against, opposed), strict=True)]
             shown = [[*found, *other] for found, other in zip(contexts, opposed, strict=True)]
         batch = self.filled(batch, out, counter, there)
         heard = batch.action_mask & there[:, None]
@@ -91,6 +92,7 @@ class Tutor:
         return batch, each | {
             "teacher/share": (float(there.sum()), rows),
             "teacher/cut": (float(sum(any(context.cut for context in found) for found in shown)), rows),
+            "teacher/too_long": (float(sum(lost)), rows),
             "teacher/not_finite": (float((~finite).sum()), rows),
             "teacher/tokens": (float(tokens), 1.0),
             "teacher/kl": (float(gap[heard].sum()), float(heard.sum())),
@@ -156,7 +158,7 @@ class Tutor:
 
     def label(self, domain: str) -> str:
         """The key of the model that teaches a domain."""
-        if list(self.models) == [""]:
+        if isinstance(self.teacher.who, str):
             return ""
         if domain not in self.models:
             raise ConfigError(
@@ -228,6 +230,11 @@ def nothing(batch: Batch, k: int, own: int) -> Output:
     ids = batch.tokens.new_full((*batch.tokens.shape, own), -1) if own else ABSENT
     logp = zeros.new_zeros(*batch.tokens.shape, k) if k else ABSENT
     return Output(logp=zeros, entropy=zeros.clone(), topk_ids=ids, topk_logp=logp)
+
+
+def too_long(read: Sequence[Any], contexts: Sequence[Sequence[Context]]) -> list[bool]:
+    """Rows for which there was something to read, and no room."""
+    return [bool(texts) and not found for texts, found in zip(read, contexts, strict=True)]
 
 
 def present(contexts: list[list[Context]], finite: Tensor) -> Tensor:

@@ -129,6 +129,8 @@ def one_step(job: Job, state: State, times: dict[str, float]) -> tuple[dict[str,
         if batch.reference_logp is not None and job.stage.env:
             numbers["kl/episode"] = nats(batch)
         credit = method.credit(batch)
+    if job.tutor is not None:
+        heard(state, taught | credit.metrics, train.patience, job.watcher.say)
     with timed(times, "update"):
         per_step = (train.epochs * train.mini_batches) if job.stage.env else 1
         metrics, weights = update(
@@ -187,9 +189,7 @@ def measured(
         return own, {}
     begun = openings(rollouts, apart=apart(method))
     own, sums = job.tutor.measure(own, [begun[n] for n in mine.tolist()])
-    taught = ranks.means(sums)
-    heard(state, taught, train.patience, job.watcher.say)
-    return own, taught
+    return own, ranks.means(sums)
 
 
 def drawn(job: Job, state: State) -> list[Rollout]:

@@ -138,8 +138,18 @@ def openings(rollouts: Sequence[Rollout], *, apart: bool) -> list[Opening]:
 
 
 def heard(state: State, taught: Mapping[str, float], patience: int, say: Callable[[str], None]) -> None:
-    """Say so when a teacher has been silent for `patience` steps: the run is then another method than its name says."""
-    state.untaught = 0 if taught["teacher/share"] else state.untaught + 1
+    """Say so when a teacher has been silent for `patience` steps: the run is then another method than its name says.
+
+    Args:
+        taught: how it fared, and `teacher/used` of a method that may leave out what it said.
+    """
+    used = min(taught["teacher/share"], taught.get("teacher/used", 1.0))
+    state.untaught = 0 if used else state.untaught + 1
     if state.untaught and state.untaught % patience == 0:
-        why = "its numbers are not finite" if taught["teacher/not_finite"] else "there was nothing for it to read"
-        say(f"step {state.step + 1}: the teacher has been silent for {state.untaught} steps; {why}")
+        why = {
+            "teacher/share": "of no group did it speak of every reply, so the method used none of it",
+            "teacher/not_finite": "its numbers are not finite",
+            "teacher/too_long": "what it would read leaves no room for the reply, even cut",
+        }
+        found = next((text for name, text in why.items() if taught[name]), "there was nothing for it to read")
+        say(f"step {state.step + 1}: the teacher has been silent for {state.untaught} steps; {found}")
