@@ -3,7 +3,7 @@
 errors, types, teacher            nothing
 sections, config, load, keys, recipe  what stands before them in this line (and recipe the methods, by name)
 maths                             torch alone
-methods, classic                  maths, types (methods the settings of a teacher)
+methods, classic                  maths, types (methods the settings of a teacher, and load to find somebody's own)
 envs, rewards                     types and the standard library; graders inside functions; never torch
 rollout                           envs, maths, types
 signals                           maths, types, teacher, rollout.render
@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"config", "errors", "keys", "methods"},
     "record": {"errors", "types"},
     "maths": {"errors"},
-    "methods": {"maths", "types", "errors", "teacher"},
+    "methods": {"maths", "types", "errors", "teacher", "load"},
     "classic": {"maths", "types", "errors"},
     "envs": {"types", "errors", "load"},
     "rewards": {"types", "errors", "load"},

@@ -1,11 +1,13 @@
 """Recipes: what may be written, what it becomes, and what is said about what may not."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import yaml
 
+from tropism.api import resolved_recipe
 from tropism.config import Data, Eval, Model, Named, Recipe, Sampling, Stage, Success, Train
 from tropism.errors import ConfigError
 from tropism.keys import PEERS, known
@@ -108,6 +110,22 @@ def test_overrides_reach_into_objects_and_leave_the_callers_alone():
 def test_a_reward_may_be_a_dataclass_that_can_be_called():
     raw = {"method": GRPO(), "env": "tictactoe", "rewards": {Near(3): 1.0}}
     assert dump(resolve(raw))["stages"][0]["rewards"] == {f"{__name__}:Near": 1.0}
+
+
+def test_somebodys_own_method_is_named_by_its_file_and_comes_back_from_the_record():
+    mixed = Path(__file__).parents[1] / "recipes" / "mixed.py"
+    raw = {"method": {f"{mixed}:Mixed": {"share": 0.5}}, "env": "tictactoe"}
+    recipe = resolve(raw, ["method.truncate=3"])
+    method = recipe.stages[0].method
+    assert (type(method).__name__, method.share, method.truncate) == ("Mixed", 0.5, 3.0)
+    assert resolve(dump(recipe)) == recipe
+    given = resolved_recipe(replace(method, share=0.7), (), {"env": "tictactoe"})  # as tropism.train takes it
+    assert (given.name, given.stages[0].name, given.stages[0].method.share) == ("mixed", "mixed", 0.7)
+    for name, reason in (("nowhere.py:Mixed", "there is no file"), (f"{mixed}:Missing", "has no 'Missing'")):
+        with pytest.raises(ConfigError, match=reason):
+            resolve({"method": name, "env": "tictactoe"})
+    with pytest.raises(ConfigError, match="is no method, for it lacks needs, credit, weights, loss"):
+        resolve({"method": f"{mixed}:group_relative", "env": "tictactoe"})
 
 
 @pytest.mark.parametrize("method", METHODS)

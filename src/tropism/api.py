@@ -13,7 +13,6 @@ from typing import Any
 from tropism import recipe as recipes
 from tropism.config import Eval, Model, Named, Recipe, Sampling
 from tropism.errors import ConfigError
-from tropism.methods import METHODS
 from tropism.record import Lines, Run, Watcher, last_checkpoint, stages_of
 from tropism.training import processes
 from tropism.training import run as training
@@ -94,8 +93,8 @@ def train(
 
 
 def resolved_recipe(recipe: Any, overrides: tuple[str, ...], fields: Mapping[str, Any]) -> Recipe:
-    if isinstance(recipe, tuple(METHODS.values())):
-        name = recipes.method_name(recipe)
+    if hasattr(recipe, "credit") and hasattr(recipe, "needs"):  # a method, ours or somebody's own
+        name = recipes.folder_name(recipe)
         return recipes.resolve({"name": name, "method": recipe} | dict(fields), overrides)
     if isinstance(recipe, Recipe):
         return recipes.resolve(recipes.dump(recipe), overrides) if overrides else recipe

@@ -13,6 +13,7 @@ setting that is accepted and ignored is the costliest bug there is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -79,7 +80,7 @@ def load(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
         return resolve({"name": path.stem, **raw}, overrides)
     from tropism.methods import METHODS
 
-    if path_or_name in METHODS:
+    if path_or_name in METHODS or ".py:" in path_or_name:
         return resolve({"method": path_or_name}, overrides)
     recipes = {str(found): str(found) for found in sorted(Path("recipes").glob("*.yaml"))}
     names = recipes | {Path(found).stem: found for found in recipes} | {name: name for name in METHODS}
@@ -187,7 +188,7 @@ def _stage_name(stage: Mapping[str, Any]) -> str:
     method = stage.get("method")
     if not method:
         raise ConfigError("a stage has no method. Write method: grpo, or another one that `tropism methods` lists.")
-    return method_name(method)
+    return folder_name(method)
 
 
 # ------------------------------------------------------------------------------------------------------------ building
@@ -337,12 +338,19 @@ def method_name(method: Any) -> str:
         return method if isinstance(method, str) else str(next(iter(method), ""))
     from tropism.methods import METHODS
 
-    return next((name for name, cls in METHODS.items() if cls is type(method)), type(method).__name__.lower())
+    return next((name for name, cls in METHODS.items() if cls is type(method)), _address(type(method)))
+
+
+def folder_name(method: Any) -> str:
+    """What a run or a stage of this method is called where nobody says: of somebody's own, the class alone."""
+    return re.split(r"[:.]", method_name(method))[-1].lower()
 
 
 def _address(thing: Any) -> str:
     """`file.py:function` of a user's own function or class."""
-    place = inspect.getsourcefile(thing) if hasattr(thing, "__qualname__") else None
+    place = None
+    with contextlib.suppress(TypeError, OSError):  # typed in, without a file
+        place = inspect.getsourcefile(thing) if hasattr(thing, "__qualname__") else None
     return f"{place or thing.__module__}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
 
 

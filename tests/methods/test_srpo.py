@@ -1,12 +1,14 @@
 """SRPO: arXiv:2604.02288. No official code exists; the numbers are those of its formulas."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from toy import V, forward, gradient, on_policy, table, toy_batch
 from tropism.errors import ConfigError
+from tropism.load import load
 from tropism.maths.advantage import group_relative
 from tropism.maths.divergence import reverse_kl
 from tropism.methods.grpo import GRPO
@@ -16,6 +18,7 @@ from tropism.teacher import Teacher
 from tropism.types import Batch, Credit, Output
 
 close = torch.testing.assert_close
+RECIPES = Path(__file__).parents[2] / "recipes"
 PLAIN = GRPO(scale="none", average="token", clip_high=0.28)
 
 
@@ -64,6 +67,18 @@ def routed():
 
 
 # ------------------------------------------------------------------------------------------------------------ identity
+
+
+def test_what_its_routing_is_compared_with_is_a_mixture_of_grpo_and_sdpo():
+    mixed = load(f"{RECIPES}/mixed.py:Mixed")
+    weights, batch = routed()
+    reward = gradient(PLAIN, weights, batch)
+    told = batch.replace(has_teacher=torch.ones_like(batch.success))
+    distilled = gradient(SDPO(), weights, told)
+    close(gradient(mixed(share=1.0), weights, batch), reward)
+    close(gradient(mixed(share=0.0), weights, told), distilled)
+    close(gradient(mixed(), weights, told), 0.9 * reward + 0.1 * distilled)
+    assert (gradient(mixed(), weights, batch) - reward).abs().max() > 1e-3
 
 
 def test_where_nobody_has_a_teacher_it_is_grpo_to_the_bit():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import is_dataclass
 
 from tropism.errors import ConfigError
+from tropism.load import load
 from tropism.methods.cispo import CISPO
 from tropism.methods.constrained import Constrained
 from tropism.methods.dapo import DAPO
@@ -75,8 +77,17 @@ METHODS: dict[str, type] = {
 
 
 def find(name: str) -> type:
-    """The method of this name."""
+    """The method of this name, or somebody's own as file.py:name or module:name."""
     if name in METHODS:
         return METHODS[name]
+    if ":" in name:
+        own: type = load(name)
+        lacks = [what for what in ("needs", "credit", "weights", "loss") if not hasattr(own, what)]
+        if lacks or not (isinstance(own, type) and is_dataclass(own)):
+            raise ConfigError(
+                f"{name} is no method{', for it lacks ' + ', '.join(lacks) if lacks else ''}. A method is a frozen "
+                "dataclass with needs, credit, weights and loss."
+            )
+        return own
     close = difflib.get_close_matches(name.lower(), METHODS, 1) or list(METHODS)
     raise ConfigError(f"there is no method {name!r}. Did you mean {' or '.join(close)}?")
