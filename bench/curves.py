@@ -103,8 +103,8 @@ def table(arms: Arms, level: float) -> Iterator[str]:
 
 
 def second_table(arms: Arms, base: Sequence[Line], name: str = "grpo") -> Iterator[str]:
-    """A row per arm: trust in its teacher, how its style moved, where its curve lies below those of the base, and by
-    how much it succeeds more along the way, seed by seed."""
+    """A row per arm: trust in its teacher, how its style moved (and in the seed that moved most), where its curve lies
+    below those of the base, and by how much it succeeds more along the way, seed by seed."""
     columns = "mean trust | most trust | slope | commas | collapsed"
     yield f"| method, teacher | {columns} | steps below {name} | over {name} (95 %) |"
     yield "|---|---|---|---|---|---|---|---|"
@@ -118,7 +118,8 @@ def second_table(arms: Arms, base: Sequence[Line], name: str = "grpo") -> Iterat
         )
         told.append(f"{statistics.fmean(slopes):.2f}" if slopes else "")
         first, last = ([share_of_commas(line, k) for line in runs] for k in (0, 1))
-        told.append(f"{statistics.fmean(first):.2f} to {statistics.fmean(last):.2f} ({max(last):.2f})")
+        _, farthest = max(zip(first, last, strict=True), key=lambda ends: abs(ends[1] - ends[0]))
+        told.append(f"{statistics.fmean(first):.2f} to {statistics.fmean(last):.2f} ({farthest:.2f})")
         told.append(str(sum(line["held_out"][-1] < 0.5 for line in runs)))
         told.append(", ".join(map(str, below(runs, base))) or "none")
         told.append(more(runs, base) if label != name else "")

@@ -1,5 +1,6 @@
 """Every method on one start model, side by side on the cores at hand: python bench/signals.py [SETTING] [--jobs 2]
 
+    all      what follows, one after the other, and the default
     sums     every method on sums of six digits
     late     some of them for ten times as long
     hints    teachers that deserve trust and teachers that do not
@@ -91,10 +92,13 @@ ON_SUMS = (
         "rlsd": arm("rlsd", "worked"),
         "srpo": arm("srpo", "sibling", teacher={"must_add": 0}),
         "sdpg": arm("sdpg", "worked"),
+        "mixed": arm("recipes/mixed.py:Mixed", "sibling", teacher={"must_add": 0}),
     }
     | {name: arm(name, "worked", teacher=CONTRAST) for name in ("rlcsd", "gated")}
     | {name: arm(name, teacher=OUTER) for name in ("opd", "g_opd", "reopold")}
+    | {"reopold floor": arm("reopold", teacher=OUTER, switch=0.0, keep=1.0)}
 )
+"""`mixed` is SRPO without its routing; the floor alone is REOPOLD without its two phases and its choice of tokens."""
 KINDS = ("right", "noisy", "useless", "inverted", "leaky", "styled")
 PLANTED = {
     "gated": {"teacher": CONTRAST},
@@ -336,21 +340,28 @@ def label_of_rate(setting: Setting, label: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("setting", choices=SETTINGS, nargs="?", default="sums")
+    parser.add_argument("setting", choices=["all", *SETTINGS], nargs="?", default="all")
     parser.add_argument("--arms", default="", help="only these, with commas between them")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the setting's; draws no figure")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--doctor", action="store_true", help="only say what hints add to the start model")
     given = parser.parse_args()
-    name, setting = given.setting, SETTINGS[given.setting]
+    for name in SETTINGS if given.setting == "all" else [given.setting]:
+        compared(name, given)
+    return 0
+
+
+def compared(name: str, given: argparse.Namespace) -> None:
+    """Everything that is asked of one setting."""
+    setting = SETTINGS[name]
     seeds = tuple(given.seeds or setting.seeds)
     if not given.table:
         arms = [label for label in setting.arms if not given.arms or label in given.arms.split(",")]
         paths = start(name)
         if given.doctor:
             examined(name, arms, paths)
-            return 0
+            return
         if not setting.rates_of:
             run(name, [(m, rate, seed) for m in arms for seed in TUNED_ON for rate in RATES], paths, given.jobs)
         rates = {label: rate for label, rate in chosen_rates(name).items() if label in arms}
@@ -370,7 +381,6 @@ def main() -> int:
     RESULTS.mkdir(exist_ok=True)
     if seeds == setting.seeds:
         (RESULTS / f"{name}.svg").write_text(curves.figure(f"success on {name}, by step", found))
-    return 0
 
 
 if __name__ == "__main__":
