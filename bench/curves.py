@@ -146,6 +146,15 @@ def long_table(arms: Arms, base: str = "grpo") -> Iterator[str]:
         yield f"| {label} | {late:.3f} | {min(means[15 // WINDOW :]):.3f} | {lost} | {won} | {len(means)} |"
 
 
+def spent(lines: Sequence[Line]) -> str:
+    """What all runs took, those that rates were tried on too."""
+    minutes = [line["minutes"] for line in lines]
+    middle, most = statistics.median(minutes), max(minutes)
+    return (
+        f"{len(lines)} runs, {sum(minutes) / 60:.1f} hours of a core; median {middle:.1f} minutes, longest {most:.1f}"
+    )
+
+
 def share_of_commas(line: Line, which: int) -> float:
     """Of the gaps between steps, before (0) or after (1) the run; where no gap was written, none is a comma."""
     return float(line["eval/commas"][which] / (line["eval/gaps"][which] or 1.0))

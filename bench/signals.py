@@ -378,6 +378,7 @@ def compared(name: str, given: argparse.Namespace) -> None:
         print("", *told, sep="\n")
     if setting.times > 1:
         print("", *curves.long_table(found), sep="\n")
+    print("", curves.spent(results(name)), sep="\n")
     RESULTS.mkdir(exist_ok=True)
     if seeds == setting.seeds:
         (RESULTS / f"{name}.svg").write_text(curves.figure(f"success on {name}, by step", found))

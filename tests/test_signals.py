@@ -109,6 +109,11 @@ def test_an_interval_holds_the_mean_and_narrows_to_a_point_where_seeds_agree():
     assert curves.interval([0.4] * 5) == pytest.approx((0.4, 0.4))
 
 
+def test_what_runs_took_is_added_up():
+    lines = [{"minutes": minutes} for minutes in (1.0, 2.0, 57.0)]
+    assert curves.spent(lines) == "3 runs, 1.0 hours of a core; median 2.0 minutes, longest 57.0"
+
+
 def test_a_level_is_reached_when_the_mean_of_a_window_is():
     assert curves.reaching([0.0] * 4 + [1.0] * 6, 0.8, window=5) == 8
     assert curves.reaching([0.5] * 20, 0.8) is None
