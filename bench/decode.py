@@ -26,6 +26,7 @@ import peers
 from least import size_of
 
 WAYS = ("lean", "transformers", "generate")
+"""generate: of the module as transformers loads it, without anything of ours in it."""
 
 
 def made(size: str, compute: str) -> Any:
@@ -35,6 +36,15 @@ def made(size: str, compute: str) -> Any:
 
     shape = peers.SHAPES[size] | {"initializer_range": 0.02}
     return load_policy(Model(path="tiny", shape=shape, compute=compute, device="cpu"), 0)
+
+
+def stock(policy: Any) -> Any:
+    """The policy's weights in a module as transformers loads it: nothing of ours computes in it."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        policy.save(Path(folder))
+        return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
 def decoder(way: str, size: str, compute: str, batch: int) -> peers.Turn:
@@ -50,12 +60,12 @@ def decoder(way: str, size: str, compute: str, batch: int) -> peers.Turn:
     sampler = Local(policy.module, policy.words.stop_ids, policy.context, policy.precision, lean=way == "lean")
     params = SamplingParams(max_tokens=peers.REPLY)
     ids = torch.tensor(prompts)
+    plain = stock(policy) if way in ("generate", "continuous") else None
 
     def continuous() -> int:
-        policy.module.set_attn_implementation("sdpa")
         ends = {"eos_token_id": policy.words.stop_ids[0], "pad_token_id": 0}
         asked = GenerationConfig(max_new_tokens=peers.REPLY, do_sample=True, top_k=0, **ends)
-        out = policy.module.generate_batch(prompts, asked, progress_bar=False, persistent_manager=True)
+        out = plain.generate_batch(prompts, asked, progress_bar=False, persistent_manager=True)
         return sum(len(each.generated_tokens) for each in out.values())
 
     def sampled() -> int:
@@ -64,7 +74,7 @@ def decoder(way: str, size: str, compute: str, batch: int) -> peers.Turn:
         if way != "generate":
             return sum(len(turn.action) for turn in sampler(prompts, params))
         with policy.precision(), torch.inference_mode():
-            out = policy.module.generate(
+            out = plain.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=peers.REPLY, top_k=0
             )
         replies = out[:, ids.shape[1] :]

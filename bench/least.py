@@ -49,13 +49,18 @@ def size_of(policy: Any, module: Any = None) -> Size:
 
 
 def to_draw(batch: Any, policy: Any) -> Least:
-    """The tokens of a batch that the policy chose, as many sequences at once as its sampler takes: two operations for a
-    weight and token; the weights once for a token of each sequence, and the keys and values before each token."""
+    """What the policy read and chose: two operations for a weight and token, and the head only where one was chosen;
+    what rows begin with in common is read once. The weights once for a token of each of as many sequences as there are
+    episodes, or as the sampler takes at once, and the keys and values before each token that was chosen."""
+    from tropism.training.packed import pack
+
     size, chosen = size_of(policy), batch.action_mask.sum(0).tolist()
     drawn, before = sum(chosen), sum(place * count for place, count in enumerate(chosen))
+    read = int((~batch.action_mask.flatten()[pack(batch.tokens, batch.length).owner]).sum())
+    at_once = min(policy.sampler.rows, len(batch.episode.unique()))
     return Least(
-        operations=2.0 * (size.layers + size.head) * drawn,
-        bytes=size.number * size.weights * drawn / policy.sampler.rows + size.token * before,
+        operations=2.0 * (size.layers * (drawn + read) + size.head * drawn),
+        bytes=size.number * size.weights * drawn / at_once + size.token * before,
     )
 
 

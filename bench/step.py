@@ -1,9 +1,10 @@
 """A step of GRPO against TRL's, side by side: python bench/step.py [--sizes 1M,4M] [--compute float32] [--json]
 
     tropism            its defaults, but for what a step is: 16 prompts, 8 replies each, at most 48 tokens
-    tropism, whole     the same work as TRL: every prompt once for each reply, and what has no advantage too
+    tropism, whole     an update of the same work as TRL's: every prompt once for each reply, and what has no advantage
+                       too; while drawing, siblings read their prompt once in either
     TRL, tuned         no gradient checkpointing, micro-batches of 32, no logging
-    TRL, defaults      as it is installed
+    TRL, defaults      as it is installed, which is in bfloat16 whatever is asked of the others
 
 One model, made once and loaded by all; the same prompts; a reward that costs nothing. Both draw with temperature 1, and
 random weights seldom end a reply early, so that a step is about 128 x 48 new tokens. `generate` is all until a step's
@@ -114,6 +115,7 @@ def trl(path: str, compute: str, folder: str, tuned: bool, device: str = "cpu", 
     ask: queue.Queue[bool] = queue.Queue()
     told: queue.Queue[Any] = queue.Queue()
     tune: dict[str, Any] = {"gradient_checkpointing": False, "per_device_train_batch_size": 32, "logging_steps": 10**9}
+    tune["bf16"] = compute == "bfloat16"
     defaults: dict[str, Any] = {"per_device_train_batch_size": 8}
     chosen = tune if tuned else defaults
     share = peers.ROLLOUTS // int(os.environ.get("WORLD_SIZE", 1))
@@ -126,7 +128,6 @@ def trl(path: str, compute: str, folder: str, tuned: bool, device: str = "cpu", 
         num_generations=peers.GROUP,
         max_completion_length=reply,
         gradient_accumulation_steps=share // size,
-        bf16=compute == "bfloat16",
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
@@ -179,6 +180,8 @@ def trl(path: str, compute: str, folder: str, tuned: bool, device: str = "cpu", 
     return turn
 
 
+INSTALLED = {"TRL, defaults": "bfloat16"}
+"""Peer -> its own precision, where it has one."""
 PEERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "tropism": (tropism, {"whole": False}),
     "tropism, whole": (tropism, {"whole": True}),
@@ -202,7 +205,7 @@ def compared(
         rows.append(
             {
                 "size": size,
-                "compute": compute,
+                "compute": INSTALLED.get(name, compute),
                 "processes": processes,
                 "threads": threads,
                 "peer": name,

@@ -131,8 +131,11 @@ def test_drawing_reads_weights_for_all_sequences_at_once_and_for_each_what_was_s
     weights, config = sum(p.numel() for p in policy.module.parameters()), policy.module.config
     token = 4 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     found = least.to_draw(batch, policy)
-    assert found.operations == 2 * weights * 8
-    assert found.bytes == pytest.approx(4 * weights * 8 / policy.sampler.rows + token * 4 * (2 + 3))
+    head = config.vocab_size * config.hidden_size  # tied: the embedding, where nothing is multiplied, is the head
+    assert found.operations == 2 * (weights * 8 + (weights - head) * 2), "the prompt once, and no head for it"
+    assert found.bytes == pytest.approx(4 * weights * 8 / 4 + token * 4 * (2 + 3)), "four sequences at once"
+    policy.sampler.rows = 2
+    assert least.to_draw(batch, policy).bytes == pytest.approx(4 * weights * 8 / 2 + token * 4 * (2 + 3))
     assert least.moved([torch.zeros(10)], 3) == 3 * 10 * (4 + 3) * 4
     other = load_policy(Model(path="tiny-gpt2"), 0)  # as many keys as queries, of a width that it does not name
     assert least.size_of(other).token == 4 * 2 * other.module.config.n_layer * other.module.config.n_embd
@@ -172,11 +175,26 @@ def test_a_step_of_ours_and_of_trl_draws_about_as_many_tokens(tmp_path, monkeypa
     assert ours["tokens"] == pytest.approx(theirs["tokens"], rel=0.4)
 
 
+def test_trl_as_installed_computes_in_the_precision_that_its_row_names():
+    from trl import GRPOConfig
+
+    config = GRPOConfig(output_dir="unused", use_cpu=True, report_to="none")
+    assert (step.INSTALLED["TRL, defaults"], config.bf16) == ("bfloat16", True)
+
+
 @pytest.mark.parametrize("way", decode.WAYS)
 def test_every_decoder_counts_the_tokens_that_it_drew(way):
     turn, found = decode.decoder(way, "0.5M", "float32", 8), dict[str, float]()
     seconds = peers.timed(lambda: found.update(turn()))
     assert 8 <= found["tokens/s"] * seconds <= 1.2 * 8 * peers.REPLY
+
+
+def test_generate_is_that_of_transformers_alone():
+    policy = decode.made("0.5M", "float32")
+    plain = decode.stock(policy)
+    assert {type(layer) for layer in plain.modules() if isinstance(layer, torch.nn.Linear)} == {torch.nn.Linear}
+    assert plain.config._attn_implementation == "sdpa" != policy.module.config._attn_implementation
+    assert all(torch.equal(*pair) for pair in zip(plain.parameters(), policy.module.parameters(), strict=True))
 
 
 def test_a_decoder_is_held_against_products_and_bandwidth():
