@@ -82,6 +82,17 @@ def test_no_way_of_computing_leaves_the_stored_trajectory(name, way):
     torch.testing.assert_close(torch.tensor(trajectory(name, **WAYS[way])), stored, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("setting", "value"), [("tropism.maths.linear.AVAILABLE", False), ("tropism.maths.speak.MOST", 1 << 12)]
+)
+def test_neither_do_torchs_own_products_nor_a_head_in_small_chunks(name, setting, value, monkeypatch):
+    """So what was computed before either was there is what is computed now."""
+    monkeypatch.setattr(setting, value)
+    stored = torch.tensor(json.loads(STORED.read_text())[name])
+    torch.testing.assert_close(torch.tensor(trajectory(name)), stored, rtol=1e-3, atol=1e-5)
+
+
 def test_a_forgotten_token_leaves_it():
     """The tolerance is not so wide that nothing could leave."""
     stored = torch.tensor(json.loads(STORED.read_text())["grpo"])
