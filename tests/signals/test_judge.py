@@ -318,12 +318,8 @@ def test_requests_are_under_way_at_the_same_time(server):
     assert time.perf_counter() - start < 4, "one after the other they would sleep for 8 seconds"
 
 
-@pytest.mark.slow
 def test_a_server_of_transformers_judges(judge_model):
-    from transformers.utils.import_utils import is_serve_available
-
-    if not is_serve_available():
-        pytest.skip("pip install transformers[serving]")
+    """A real one, with a model that says something valid of one reply and nonsense of another, and too little time."""
     command = [os.path.join(os.path.dirname(sys.executable), "transformers"), "serve", judge_model, "--port", "8127"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen([*command, "--device", "cpu"], env=env)
@@ -337,7 +333,9 @@ def test_a_server_of_transformers_judges(judge_model):
         panel = panel_at("http://127.0.0.1:8127/v1", judge_model, votes=2, timeout=60.0)
         found, failed = panel([silent("Good.", "Bad."), silent("Odd.")])
         assert found == {"judge": [1.0, -1.0, None], "judge/failed": 0.0}
-        assert isinstance(failed, Failure)
+        assert isinstance(failed, Failure) and "no \\boxed" in failed.reason
+        (late,) = panel_at("http://127.0.0.1:8127/v1", judge_model, timeout=1e-3)([silent("Good.")])
+        assert isinstance(late, Failure) and "timed out" in late.reason
     finally:
         process.terminate()
         process.wait(timeout=30)
