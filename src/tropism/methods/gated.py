@@ -14,7 +14,8 @@ answer itself. A hint from siblings is there for all of a group or not used in i
 on outcomes. A column of the task is free of that. Every answer counts the same, as in GRPO, however long; a baseline
 that is not the siblings' mean would then favour lengths, and is freed of that (evidence.credited).
 
-Left out: weighting tokens by |d| on top, which gained on some teachers and lost on others.
+Left out: weighting tokens by |d| on top (saliency), which the derivation does not ask for: it would scale noise where a
+hint says nothing.
 """
 
 from __future__ import annotations
