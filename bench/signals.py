@@ -285,10 +285,14 @@ def finished(recipe: dict[str, Any], folder: Path) -> tuple[Path, float]:
 
 
 def examined(name: str, labels: list[str], paths: Mapping[str, str]) -> None:
-    """What the doctor says of each self-teacher before it starts, on two seeds."""
+    """What the doctor says of each self-teacher before it starts, on two seeds; where it reads a sibling, of a wrong one
+    too. What is wrong with a reply, or what a user says next, has no opposite."""
     for label in labels:
         for seed in (0, 1):
             recipe = recipe_of(SETTINGS[name], label, RATES[1], seed, paths) | {"output": str(RUNS / "doctor")}
+            (options,) = recipe["stages"][0]["method"].values()
+            if options.get("teacher", {}).get("reads") == ["sibling"]:
+                options["teacher"]["against"] = ["wrong_sibling"]
             path = RUNS / "doctor.yaml"
             path.write_text(yaml.safe_dump(recipe))
             words = [sys.executable, "-m", "tropism", "doctor", str(path)]
