@@ -285,8 +285,8 @@ def finished(recipe: dict[str, Any], folder: Path) -> tuple[Path, float]:
 
 
 def examined(name: str, labels: list[str], paths: Mapping[str, str]) -> None:
-    """What the doctor says of each self-teacher before it starts, on two seeds; where it reads a sibling, of a wrong one
-    too. What is wrong with a reply, or what a user says next, has no opposite."""
+    """What the doctor says of each self-teacher before it starts, on two seeds; where it reads a sibling, of a wrong
+    one too. What is wrong with a reply, or what a user says next, has no opposite."""
     for label in labels:
         for seed in (0, 1):
             recipe = recipe_of(SETTINGS[name], label, RATES[1], seed, paths) | {"output": str(RUNS / "doctor")}
