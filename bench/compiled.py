@@ -1,16 +1,19 @@
 """Does torch.compile pay?   python bench/compiled.py [--sizes 1M,4M] [--json]
 
 The forward and backward pass of a step of GRPO (`bench/step.py`'s), with the model as it is and norms and MLPs compiled
-(`model.compile`), in one thread, in turn. `pays after`: how many steps win the seconds of compiling back.
+(`model.compile`), in one thread, in turn; each case in a fresh process, as a run is. `pays after`: how many steps win
+the seconds of compiling back.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +44,7 @@ def row(size: str, compute: str, folder: Path) -> dict[str, Any]:
     from tropism.training.rates import pieces
     from tropism.training.workload import counted
 
-    torch.compiler.reset()
+    peers.settled(1)
     torch._inductor.config.force_disable_caches = True
     where = folder / f"{size}-{compute}"
     recipe = step.recipe(step.model(size, folder), compute, where)
@@ -78,10 +81,10 @@ def main() -> int:
     parser.add_argument("--sizes", default="1M,4M")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    peers.settled(1)
-    with tempfile.TemporaryDirectory() as folder:
-        cases = [(size, compute) for size in given.sizes.split(",") for compute in ("float32", "bfloat16")]
-        rows = [row(*case, Path(folder)) for case in cases]
+    cases = [(size, compute) for size in given.sizes.split(",") for compute in ("float32", "bfloat16")]
+    fresh = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1}  # as a run's start is
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, **fresh) as pool:
+        rows = [pool.submit(row, *case, Path(folder)).result() for case in cases]
     peers.told(rows, peers.versions("torch", "transformers"), given.json)
     return 0
 

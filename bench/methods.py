@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 sys.path.append(str(Path(__file__).parent))
+import peers
 import signals
 from tropism.recipe import load
 
@@ -36,7 +37,7 @@ def arms(expert: str) -> dict[str, signals.Stage]:
     found = json.loads(json.dumps(signals.SETTINGS["sums"].arms).replace(signals.EXPERT, expert))
     found |= {name: signals.arm(name, teacher={"who": expert}) for name in ("mopd",)}
     full = {"who": expert, "top_k": "all"}
-    found |= {"opd, all tokens": signals.arm("opd", teacher=full)}
+    found |= {"opd, whole vocabulary": signals.arm("opd", teacher=full)}
     for name, reads in (("follow_up", "follow_up"), ("openclaw", "hint")):
         found[name] = signals.arm(name, reads) | {"env": TALK, "judge": {"who": "recipes/talk.py:judge"}}
     return {"grpo": found.pop("grpo"), "grpo in talk": signals.arm("grpo", env=TALK)} | found
@@ -106,12 +107,7 @@ def main() -> int:
     for name, steps in found.items():
         base = "grpo in talk" if name in ("grpo in talk", "follow_up", "openclaw") else "grpo"
         lines.append(line_of(name, steps, middle(found[base], "time/step"), token))
-    if given.json:
-        print(json.dumps(lines, indent=1))
-        return 0
-    print("| " + " | ".join(lines[0]) + " |\n" + "|---" * len(lines[0]) + "|")
-    for line in lines:
-        print("| " + " | ".join(str(value) for value in line.values()) + " |")
+    peers.told(lines, peers.versions("torch", "transformers"), given.json)
     return 0
 
 
