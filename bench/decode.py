@@ -2,7 +2,7 @@
 
     lean            the decoder of models of Llama's shape (rollout/lean.py)
     transformers    our loop over the module's own forward pass, as for any other model (rollout/stream.py)
-    generate        transformers' `generate`, sampling
+    generate        transformers' `generate`, sampling, of the module as transformers loads it
     continuous      transformers' continuous batching, its manager kept warm; on a CPU it is slow: --continuous
     vllm            vLLM, in an environment of its own: --vllm PYTHON, as bench/decode_vllm.py says
 
@@ -26,7 +26,6 @@ import peers
 from least import size_of
 
 WAYS = ("lean", "transformers", "generate")
-"""generate: of the module as transformers loads it, without anything of ours in it."""
 
 
 def made(size: str, compute: str) -> Any:

@@ -351,7 +351,12 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--doctor", action="store_true", help="only say what hints add to the start model")
     given = parser.parse_args()
-    for name in SETTINGS if given.setting == "all" else [given.setting]:
+    names = list(SETTINGS) if given.setting == "all" else [given.setting]
+    if asked := set(filter(None, given.arms.split(","))):
+        if odd := asked - {label for name in names for label in SETTINGS[name].arms}:
+            parser.error(f"no arm is called {', '.join(sorted(odd))}")
+        names = [name for name in names if asked & set(SETTINGS[name].arms)]
+    for name in names:
         compared(name, given)
     return 0
 

@@ -243,7 +243,8 @@ def sample(
 
 def doctor(recipe: Recipe, watcher: Watcher | None = None) -> list[str]:
     """The checks that every run starts with, on the recipe's start model, stage by stage; trains nothing. Whether a
-    self-teacher can use what it reads is asked of the first stage's alone: later ones start from what was trained.
+    teacher has something to say, and can use what it reads, is asked of the first stage's alone: later ones start from
+    what was trained.
 
     Args:
         watcher: is told each line as soon as its check has passed.

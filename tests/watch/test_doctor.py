@@ -217,6 +217,7 @@ def test_a_teacher_that_says_what_the_student_says_is_a_missing_one(method):
     with pytest.raises(CheckFailed, match=r"the teacher is missing: of \d+ tokens .* set teacher.who"):
         examine(distilled(method))
     assert examine(distilled(method, must_add=-1)) is True
+    assert examine(distilled(method), trained=False) is True  # a later stage starts from other weights than these
 
 
 def test_a_gradient_that_is_rounding_is_not_compared():

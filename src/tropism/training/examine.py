@@ -69,7 +69,7 @@ def examine(job: Job, *, trained: bool = True) -> bool:
     batch = measure(batch, job.needs, policy=frozen, exact=exact, reference=job.reference, context=job.policy.context)
     if job.tutor is not None:
         batch, _ = job.tutor.measure(batch, openings(rollouts, apart=apart(job.stage.method)))
-        if job.tutor.teacher.must_add >= 0:
+        if trained and job.tutor.teacher.must_add >= 0:  # what a later stage starts from may have left its teacher
             doctor.something_to_teach(batch, 1e-4 if job.policy.settings.compute == "float32" else 1e-2)
         if helped := benefit.check(job, trained=trained):
             job.watcher.say(helped)
