@@ -14,7 +14,8 @@ policy is linear in 256 random features of question and place, so what is learne
 
 Prints a line for each method and teacher, mean over seeds: success at the end, the lowest of the seeds, success along
 the way, trust and slope (of methods that have them), style drift, and how many of the 24 windows of five steps have a
-mean below where 95 % of fives of GRPO's thirty seeds have their whole curve. `untaught` is gated without a teacher.
+mean below where 95 % of fives of GRPO's thirty seeds have their whole curve. `untaught` is gated without a teacher;
+`salient` is gated with half of the credit by saliency.
 Learning rates are chosen on another seed, one per method: the best success along the way, over all teachers. A method
 without a teacher is run once for all of them.
 """
@@ -47,7 +48,7 @@ TEACHERS = ("right", "noisy", "useless", "inverted", "leaky", "styled")
 COMPARED: dict[str, Method] = {
     name: METHODS[name]() for name in ("grpo", "gated", "rlsd", "rlcsd", "sdpo", "srpo", "opd")
 }
-COMPARED["untaught"] = METHODS["gated"](teacher=None)
+COMPARED |= {"salient": METHODS["gated"](saliency=0.5), "untaught": METHODS["gated"](teacher=None)}
 RATES, STEPS, SEEDS, TUNED_ON = (4.0, 8.0, 16.0, 32.0, 64.0), 120, range(5), (100,)
 BASE_SEEDS = range(30)
 """Of GRPO, so that it is known where five of its own seeds lie."""

@@ -42,8 +42,9 @@ def runs():
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     methods = dict.fromkeys(("right", "useless", "inverted", "styled"), (Gated(), 16.0)) | {"grpo": (GRPO(), 8.0)}
+    methods |= {"salient": (Gated(saliency=0.5), 16.0)}
     found = {
-        name: planted.train(method, name if name != "grpo" else "right", seed=0, rate=rate, steps=80)
+        name: planted.train(method, name if name not in ("grpo", "salient") else "right", seed=0, rate=rate, steps=80)
         for name, (method, rate) in methods.items()
     }
     torch.set_default_dtype(before)
@@ -57,6 +58,10 @@ def test_a_useless_teacher_is_never_trusted_more_than_a_twentieth(runs):
 def test_a_right_teacher_is_trusted_and_so_is_an_inverted_one_the_other_way_round(runs):
     assert runs["right"].trust > 0.3 and runs["right"].slope > 0.5
     assert runs["inverted"].trust > 0.1 and runs["inverted"].slope < -0.2
+
+
+def test_with_saliency_what_matters_is_found_sooner_where_hints_are_right(runs):
+    assert runs["salient"].area > runs["right"].area + 0.05
 
 
 def test_style_that_both_hints_bring_does_not_reach_the_student(runs):

@@ -331,7 +331,7 @@ def test_the_errors_of_a_batch_by_hand():
 
 def test_trust_is_earned_by_what_was_not_yet_learned_from():
     """The first batch is fitted and judges nothing; sixteen groups later there is trust."""
-    assert set(lived(1)) == {"mean", "fit", "tokens"} and len(lived(1)["tokens"]) == 64 and lived(1)["fit"][0] > 0.3
+    assert set(lived(1)) == {"mean", "usual", "fit", "tokens"} and len(lived(1)["tokens"]) == 64 and lived(1)["fit"][0] > 0.3
     assert lived(4)["trust"] == 0 and lived(4)["skill"] > 0.5
     past = lived(5)
     assert past["trust"] > 0.5 and len(past["groups"]) == 16
@@ -367,6 +367,50 @@ def test_the_mean_is_that_of_answers_and_moves_a_tenth_of_the_way():
     close(later["mean"], 0.9 * first["mean"] + 0.1 * some(1, first)[0].outcome.mean())
     twice = evidence.learned({}, 0, seen, group, episode.clamp(max=14))  # the last two rows are one answer's
     close(twice["mean"], seen.outcome[:15].mean())
+
+
+def test_the_usual_word_is_the_mean_of_what_was_heard_and_moves_a_tenth_of_the_way():
+    seen, group, episode = some(0, {}, told=(1, 2))
+    first = evidence.learned({}, 0, seen, group, episode)
+    close(first["usual"], seen.words[(group == 1) | (group == 2)].abs().double().mean())
+    seen, *rest = some(1, first)
+    close(evidence.learned(first, 1, seen, *rest)["usual"], 0.9 * first["usual"] + 0.1 * seen.words.abs().mean())
+    order = torch.arange(15, -1, -1)
+    other = evidence.Reading(*(part[order] for part in seen))
+    assert evidence.learned(first, 1, other, *(ids[order] for ids in rest))["usual"] == (
+        evidence.learned(first, 1, seen, *rest)["usual"]
+    ), "to the last bit, however the rows are ordered"
+    silent = some(2, first, told=(9,))
+    assert evidence.learned(first, 2, *silent)["usual"] == first["usual"]
+    assert "usual" not in evidence.learned({}, 0, *silent)
+
+
+def test_a_salient_token_counts_more_by_hand():
+    """A share of a half, the usual word being 0.175 nats; none counts more than four times the usual."""
+    seen, usual = read(BAYES), {"usual": torch.tensor(0.175)}
+    close(evidence.salient(seen, usual, 0.5), torch.tensor([[1.3571429, 1.3571429, 0.5, 0.7857143]]).double())
+    loud = seen._replace(words=torch.tensor([[3.0, -3.0, 0.35, 0.0]]))
+    close(evidence.salient(loud, usual, 1.0), torch.tensor([[4.0, 4.0, 2.0, 0.0]]))
+    ones = torch.ones(1, 4).double()
+    for found in (
+        evidence.salient(seen, usual, 0.0),
+        evidence.salient(seen, {}, 0.5),
+        evidence.salient(seen, {"usual": torch.tensor(0.0)}, 0.5),
+        evidence.salient(read(BAYES, told=False), usual, 0.5),
+    ):
+        close(found, ones)
+
+
+def test_what_is_not_trusted_is_the_baseline_by_hand():
+    seen, told = read(BAYES), torch.tensor([True])
+    value, before, mix = evidence.trusted(seen, 0.3, 0.1)
+    assert value.equal(seen.value) and before.equal(seen.before) and float(mix) == pytest.approx(0.7)
+    assert float(evidence.trusted(seen, 0.95, 0.1)[2]) == pytest.approx(0.1)
+    for value, before, mix in (
+        evidence.trusted(seen, 0.0, 0.1),
+        evidence.trusted(seen._replace(told=~told), 0.3, 0.1),
+    ):
+        assert (value == seen.expected).all() and (before == seen.expected).all() and float(mix) == 1
 
 
 def test_nothing_is_learned_from_nothing():

@@ -259,6 +259,18 @@ def test_a_token_s_word_is_bounded():
     close(wide[0, 0], torch.tensor(logit + 5).sigmoid() - 0.4)
 
 
+@pytest.mark.parametrize("trust", [0.0, 0.5])
+def test_a_salient_token_gets_more_of_the_credit_trusted_or_not(trust):
+    """The words 0.3, -0.3, 0, 0.1 are 0.175 nats in the mean; half of the credit goes by them."""
+    memory = knowing(trust=trust) | {"usual": torch.tensor(0.175)}
+    plain, found = (credit(Gated(saliency=share), answers(memory=memory)) for share in (0.0, 0.5))
+    close(found, plain * torch.tensor([1.3571429, 1.3571429, 0.5, 0.7857143]))
+    untold = answers(memory=memory, told=[True, True, True, False])
+    close(credit(Gated(saliency=0.5), untold), credit(Gated(), untold))
+    new = answers(memory=knowing(trust=trust))
+    close(credit(Gated(saliency=0.5), new), credit(Gated(), new))
+
+
 def test_one_member_without_a_hint_takes_the_evidence_from_the_whole_group():
     told = [True, True, False, True, True, True, True, True]
     batch = answers((1, 0, 0, 1) * 2, group=(0,) * 4 + (1,) * 4, told=told, memory=knowing())
@@ -392,6 +404,10 @@ def test_it_learns_a_bandit_with_three_arms(method):
         ({"bound": 0.0}, "bound 0.0"),
         ({"floor": -0.1}, "floor -0.1"),
         ({"floor": 1.1}, "floor 1.1"),
+        ({"saliency": -0.1}, "saliency -0.1"),
+        ({"saliency": 1.1}, "saliency 1.1"),
+        ({"saliency": 0.5, "teacher": None}, "without teacher.against"),
+        ({"saliency": 0.5, "teacher": Teacher(reads=("sibling",))}, "without teacher.against"),
         ({"teacher": Teacher(reads=("feedback",))}, "reads feedback.*know the reward"),
         ({"teacher": Teacher(reads=("answer",), against=("hint",))}, "know the reward"),
         ({"teacher": Teacher(reads=("sibling", "answer"), need="any")}, "sibling, answer \\(need: any\\)"),
@@ -405,5 +421,5 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 def test_settings_at_the_edge_are_accepted():
     Gated(shrink=0.0, bound=1e-3, floor=0.0, teacher=Teacher(reads=("sibling",), need="any"))
-    Gated(floor=1.0, teacher=Teacher(reads=("answer", "sibling"), against=("other", "wrong_sibling")))
+    Gated(floor=1.0, saliency=1.0, teacher=Teacher(reads=("answer", "sibling"), against=("other", "wrong_sibling")))
     assert Gated().needs.sampling == {"siblings"}

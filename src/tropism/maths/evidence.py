@@ -111,6 +111,11 @@ class Reading(NamedTuple):
     """[N, T] bool: the last token of an answer."""
 
 
+def heard(seen: Reading) -> Tensor:
+    """[N, T] bool: tokens of an answer to which all was told."""
+    return (seen.share > 0) & seen.told[:, None]
+
+
 def read(
     outcome: Tensor,
     expected: Tensor,
@@ -145,6 +150,39 @@ def read(
     before = torch.where(number > 1, (prior + (earlier * fit).sum(-1)).sigmoid(), expected[:, None])
     last = action_mask & (number == length)
     return Reading(outcome, expected, told, words, action_mask / length.clamp(min=1), here, value, before, last)
+
+
+def trusted(seen: Reading, trust: float, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(V_t, V_{t-1}, mix) as far as the evidence is trusted: mix = max(1 - trust, floor).
+
+    Where it is not trusted at all, or not all was told: (q, q, 1), which is the baseline alone.
+
+    Args:
+        trust, floor: from 0 to 1.
+
+    Returns:
+        [N, T], [N, T], [N, 1].
+    """
+    used, q = (seen.told & (trust > 0))[:, None], seen.expected[:, None]
+    return seen.value.where(used, q), seen.before.where(used, q), torch.where(used, max(1 - trust, floor), 1.0)
+
+
+def salient(seen: Reading, past: Mapping[str, Tensor], share: float) -> Tensor:
+    """How much a token counts by what the evidence says of it, the usual word counting 1.
+
+        1 - share + share min(|d_t| / usual, 4)
+
+    Args:
+        past: what `learned` returned; its `usual` is the running mean of |d|.
+        share: from 0 to 1.
+
+    Returns:
+        [N, T]; 1 where not all was told, and before there is a usual word.
+    """
+    usual = past.get("usual", seen.words.new_zeros(()))
+    known = seen.told[:, None] & (usual > 0)
+    word = (seen.words.abs() / usual.clamp(min=1e-12)).clamp(max=4)
+    return torch.where(known, 1 - share + share * word, 1.0)
 
 
 def blended(after: Tensor, before: Tensor, outcome: Tensor, mix: Tensor | float) -> Tensor:
@@ -259,7 +297,7 @@ def observations(step: int, seen: Reading) -> Tensor:
     """
     facts = torch.stack([torch.full_like(seen.outcome, step), seen.outcome, seen.expected.logit()], -1)
     facts = torch.cat([facts[:, None].expand(-1, seen.share.shape[1], -1), seen.share[..., None], seen.features], -1)
-    return ordered(facts[(seen.share > 0) & seen.told[:, None]])
+    return ordered(facts[heard(seen)])
 
 
 def errors(step: int, seen: Reading, group: Tensor) -> Tensor:
@@ -300,8 +338,9 @@ def learned(past: Mapping[str, Tensor], step: int, seen: Reading, group: Tensor,
         past: what this returned last, or {}; `seen` was read with its fit and mean.
 
     Returns:
-        mean []; fit [5]; skill, trust [] from the second batch on; tokens [M, 9] and groups [K, 3] of the batches that
-        all this is made from. A batch without rows teaches nothing.
+        mean []; usual [], the running mean of |d| where all was told; fit [5]; skill, trust [] from the second batch
+        on; tokens [M, 9] and groups [K, 3] of the batches that all this is made from. A batch without rows teaches
+        nothing.
     """
     if not len(episode):
         return dict(past)
@@ -309,7 +348,10 @@ def learned(past: Mapping[str, Tensor], step: int, seen: Reading, group: Tensor,
     new = observations(step, seen)
     tokens = batches(torch.cat([past.get("tokens", new[:0]).cpu(), new]), 10)
     fit = ridge_logistic(tokens[:, 4:], tokens[:, 1], tokens[:, 2], tokens[:, 3])
-    memory = {"mean": 0.9 * past.get("mean", mean) + 0.1 * mean, "fit": fit, "tokens": tokens}
+    memory = {**past, "mean": 0.9 * past.get("mean", mean) + 0.1 * mean, "fit": fit, "tokens": tokens}
+    words = seen.words[heard(seen)].abs().double().sort().values  # one sum however rows are ordered
+    if len(words):
+        memory["usual"] = 0.9 * past.get("usual", words.mean()) + 0.1 * words.mean()
     if "fit" not in past:  # nothing to be judged yet
         return memory
     tried = errors(step, seen, group)
@@ -318,12 +360,12 @@ def learned(past: Mapping[str, Tensor], step: int, seen: Reading, group: Tensor,
     return memory | {"groups": groups, "skill": found, "trust": trust}
 
 
-def watched(past: Mapping[str, Tensor], seen: Reading, group: Tensor) -> dict[str, float]:
+def watched(past: Mapping[str, Tensor], seen: Reading, group: Tensor, gap: Tensor | None = None) -> dict[str, float]:
     """Numbers worth watching: trust, skill, slope (about 1 for a right hint against a wrong one), mean V_T of successes
-    and of failures, standard deviation of d. What there is none of is left out. `teacher/used` is the share of groups
-    to which all was told: the others go by their reward alone.
+    and of failures, standard deviation of d, and with `gap` the `style` of both hints. What there is none of is left
+    out. `teacher/used` is the share of groups to which all was told: the others go by their reward alone.
     """
-    words, end = seen.words[(seen.share > 0) & seen.told[:, None]], seen.last & seen.told[:, None]
+    words, end = seen.words[heard(seen)], seen.last & seen.told[:, None]
     won, nothing = seen.outcome[:, None] > 0, seen.outcome.new_zeros(1)
     found = {name: past.get(name, nothing) for name in ("trust", "skill")} | {"slope": past.get("fit", nothing)[:1]}
     found |= {"value/success": seen.value[end & won], "value/failure": seen.value[end & ~won]}
@@ -331,7 +373,8 @@ def watched(past: Mapping[str, Tensor], seen: Reading, group: Tensor) -> dict[st
         found["evidence"] = words.std(correction=0)
     named = {f"gate/{name}": values for name, values in found.items()}
     named["teacher/used"] = seen.told[first_row(group)].double()
-    return {name: float(values.mean()) for name, values in named.items() if values.numel()}
+    told = {name: float(values.mean()) for name, values in named.items() if values.numel()}
+    return told if gap is None else told | style(gap, seen)
 
 
 def style(gap: Tensor, seen: Reading) -> dict[str, float]:
@@ -341,5 +384,5 @@ def style(gap: Tensor, seen: Reading) -> dict[str, float]:
     Args:
         gap: [N, T] log teacher - log proximal.
     """
-    common = (gap - seen.words / 2)[(seen.share > 0) & seen.told[:, None]]
+    common = (gap - seen.words / 2)[heard(seen)]
     return {"gate/style": float(common.mean())} if len(common) else {}

@@ -14,8 +14,8 @@ answer itself. A hint from siblings is there for all of a group or not used in i
 on outcomes. A column of the task is free of that. Every answer counts the same, as in GRPO, however long; a baseline
 that is not the siblings' mean would then favour lengths, and is freed of that (evidence.credited).
 
-Left out: weighting tokens by |d| on top (saliency), which the derivation does not ask for: it would scale noise where a
-hint says nothing.
+`saliency` weighs tokens by |d| on top, trusted or not. The derivation does not ask for it; where hints are right, what
+matters is found sooner.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Gated:
     """Most that one token can say, in nats."""
     floor: float = 0.1
     """Share of what V leaves unexplained that is credited however great the trust."""
+    saliency: float = 0.0
+    """Share of a token's credit that goes by how much the evidence moves there; needs a contrast."""
     clip_low: float = 0.2
     """The ratio to the policy that made the batch may fall to 1 - clip_low before a token stops learning."""
     clip_high: float = 0.2
@@ -72,16 +74,17 @@ class Gated:
 
     def __post_init__(self) -> None:
         checked(self)
-        if self.shrink < 0 or self.bound <= 0 or not 0 <= self.floor <= 1:
+        if min(self.shrink, self.floor, self.saliency) < 0 or self.bound <= 0 or max(self.floor, self.saliency) > 1:
             raise ConfigError(
-                f"Gated's shrink is {self.shrink}, bound {self.bound} and floor {self.floor}. Use 0 or more siblings, "
-                "more than 0 nats, and a share from 0 to 1."
+                f"Gated's shrink is {self.shrink}, bound {self.bound}, floor {self.floor}, saliency {self.saliency}. "
+                "Use 0 or more siblings, more than 0 nats, and shares from 0 to 1."
             )
+        if self.saliency and not (self.teacher and self.teacher.against):
+            raise ConfigError("Gated's saliency weighs tokens by style too without teacher.against: set it, or use 0.")
         if self.teacher and (self.teacher.per_turn or (self.teacher.need != "all" and len(self.teacher.reads) > 1)):
             raise ConfigError(
-                f"Gated's teacher reads {', '.join(self.teacher.reads)} (need: {self.teacher.need}), which depends on "
-                "how the answer came out: the evidence would know the reward, and be trusted without information. Use "
-                "sibling against wrong_sibling, or columns of the task, and need: all."
+                f"Gated's teacher reads {', '.join(self.teacher.reads)} (need: {self.teacher.need}): what depends on "
+                "the outcome would know the reward. Use sibling against wrong_sibling, or a task's columns; need: all."
             )
 
     @property
@@ -105,14 +108,12 @@ class Gated:
 
     def credit(self, batch: Batch) -> Credit:
         seen, trust = self.read(batch), float(batch.memory.get("trust", 0.0)) * self.gate
-        used, q = (seen.told & (trust > 0))[:, None], seen.expected[:, None]
-        mix = torch.where(used, max(1 - trust, self.floor), 1.0)
-        value, before = seen.value.where(used, q), seen.before.where(used, q)
+        value, before, mix = evidence.trusted(seen, trust, self.floor)
         advantage = evidence.credited(value, before, seen, mix, batch.group, batch.episode)
+        advantage *= evidence.salient(seen, batch.memory, self.saliency)
         beyond = leave_one_out(batch.reward - seen.outcome, batch.group, batch.episode)[:, None]
-        metrics = evidence.watched(batch.memory, seen, batch.group) if self.teacher else {}
-        if self.teacher and self.teacher.against:
-            metrics |= evidence.style(batch.teacher_logp - batch.proximal_logp, seen)
+        gap = batch.teacher_logp - batch.proximal_logp if self.teacher and self.teacher.against else None
+        metrics = evidence.watched(batch.memory, seen, batch.group, gap) if self.teacher else {}
         return Credit((advantage + beyond) * batch.action_mask, metrics=metrics)
 
     def remember(self, batch: Batch) -> Mapping[str, Tensor]:
