@@ -331,7 +331,8 @@ def test_the_errors_of_a_batch_by_hand():
 
 def test_trust_is_earned_by_what_was_not_yet_learned_from():
     """The first batch is fitted and judges nothing; sixteen groups later there is trust."""
-    assert set(lived(1)) == {"mean", "usual", "fit", "tokens"} and len(lived(1)["tokens"]) == 64 and lived(1)["fit"][0] > 0.3
+    first = lived(1)
+    assert set(first) == {"mean", "usual", "fit", "tokens"} and len(first["tokens"]) == 64 and first["fit"][0] > 0.3
     assert lived(4)["trust"] == 0 and lived(4)["skill"] > 0.5
     past = lived(5)
     assert past["trust"] > 0.5 and len(past["groups"]) == 16
@@ -377,8 +378,9 @@ def test_the_usual_word_is_the_mean_of_what_was_heard_and_moves_a_tenth_of_the_w
     close(evidence.learned(first, 1, seen, *rest)["usual"], 0.9 * first["usual"] + 0.1 * seen.words.abs().mean())
     order = torch.arange(15, -1, -1)
     other = evidence.Reading(*(part[order] for part in seen))
-    assert evidence.learned(first, 1, other, *(ids[order] for ids in rest))["usual"] == (
-        evidence.learned(first, 1, seen, *rest)["usual"]
+    assert (
+        evidence.learned(first, 1, other, *(ids[order] for ids in rest))["usual"]
+        == (evidence.learned(first, 1, seen, *rest)["usual"])
     ), "to the last bit, however the rows are ordered"
     silent = some(2, first, told=(9,))
     assert evidence.learned(first, 2, *silent)["usual"] == first["usual"]
