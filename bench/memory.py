@@ -1,14 +1,17 @@
 """Peak memory of a step above weights and optimizer, by vocabulary, length and group: python bench/memory.py [--json]
 
 One layer of width 64 and a head over the vocabulary, whose numbers are what takes memory. Each figure is of a process
-of its own: a measuring pass and an update of GRPO, of distillation on the sampled token (`opd`) or on the teacher's 20
-likeliest tokens (`sdpo`), in float32. `MB` is the highest resident memory of the step less what was resident before it,
-when weights, gradients and optimizer were there. On Linux, which keeps count.
+of its own: what a method measures and an update, in float32, of GRPO, of distillation on the sampled token (`opd`), and
+of every method that compares a teacher on its 20 likeliest tokens. Each has its own teacher, the student or a copy of
+it, which reads the prompt and a worked solution, a sibling or a hint. `MB` is the highest resident memory of the step
+less what was resident before it, when weights (the copy's too), gradients and optimizer were there. On Linux, which
+keeps count, and with a C library that gives back at once what is freed (glibc): what it keeps for later would count.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Any
 import peers
 
 TOP_K = 20
-METHODS = ("grpo", "opd", "sdpo")
+LIKELIEST = ("opd", "sdpo", "sdft", "srpo", "sdpg", "openclaw")
 VOCABULARIES, LENGTHS, GROUPS = (1_000, 32_000, 151_936), (64, 256), (8, 32)
 
 
@@ -27,31 +30,31 @@ def resident(name: str, process: int | str = "self") -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
-def step(method: str, vocabulary: int, length: int, rows: int) -> float:
+def step(method: str, top_k: int, vocabulary: int, length: int, rows: int) -> float:
     """MB of one step."""
     import torch
 
     from tropism.config import Model, Train
-    from tropism.methods import find
+    from tropism.signals.frozen import measure
+    from tropism.teacher import apart
     from tropism.training.collate import collate
+    from tropism.training.lora import follower_of
     from tropism.training.model import load_policy
     from tropism.training.optim import AdamW
+    from tropism.training.teachers import open_tutor, openings
     from tropism.training.update import update
-    from tropism.types import Rollout, Task, Turn
 
     torch.set_num_threads(1)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
     shape = sizes | {"num_key_value_heads": 1, "vocab_size": vocabulary}
-    policy = load_policy(Model(path="tiny", shape=shape, device="cpu"), 0)
-    asked, train = find(method)(), Train(learning_rate=1e-5)
+    model, train, stage = Model(path="tiny", shape=shape, device="cpu"), Train(learning_rate=1e-5), of(method, top_k)
+    policy, asked = load_policy(model, 0), stage.method
+    student, tutor = policy.measuring(1.0, train), open_tutor(stage, model, policy, None)
+    asks_reference = "reference_logp" in asked.needs.measured
+    reference = policy.measuring(1.0, train, follower_of(policy.module)) if asks_reference else None
     optimizer = AdamW(policy.module, train)
-    draws = torch.Generator().manual_seed(0)
-    made = []
-    for n in range(rows):
-        ids = torch.randint(1, vocabulary, (16 + length,), generator=draws).tolist()
-        turn = Turn(context=ids[:16], action=ids[16:], logp=[-1.0] * length, entropy=[1.0] * length, reward=n % 2)
-        made.append(Rollout(task=Task(), group=n // 8, sibling=n % 8, turns=(turn,), reward=n % 2))
-    batch = collate(made, codes={})
+    made = replies(policy.words.context(PROMPT), vocabulary, length, rows)
+    batch = collate(made, codes={}, apart=apart(asked))
     for parameter in optimizer.parameters:  # gradients and both moments are there from the first step on
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step(0.0)
@@ -59,23 +62,68 @@ def step(method: str, vocabulary: int, length: int, rows: int) -> float:
         parameter.grad = torch.zeros_like(parameter)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    live = "topk_logp" in asked.needs.live
-    out = policy.measuring(1.0, train)(batch, TOP_K if live else 0)
-    batch = batch.replace(proximal_logp=out.logp, teacher_logp=out.logp - 0.1, teacher_entropy=out.entropy)
-    batch = batch.replace(has_teacher=torch.ones(rows, dtype=torch.bool), proximal_entropy=out.entropy)
-    if live:
-        batch = batch.replace(
-            topk_ids=out.topk_ids, proximal_topk_logp=out.topk_logp, teacher_topk_logp=out.topk_logp - 0.1
-        )
+    batch = measure(batch, asked.needs, policy=student, exact=False, reference=reference)
+    if tutor:
+        batch, told = tutor.measure(batch, openings(made, apart=apart(asked)))
+        if told["teacher/share"][0] != rows:
+            raise SystemExit(f"{method}: not every reply had a teacher")
     update(
         batch, asked.credit(batch), asked, policy.forward, optimizer, lambda k: 1e-5, micro_tokens=train.micro_tokens
     )
     return resident("VmHWM") - before
 
 
+PROMPT = "3-0+8+2+2-4="
+
+
+def of(method: str, top_k: int) -> Any:
+    """The stage of a method whose teacher reads what it reads by default, a worked solution if it is another model."""
+    from dataclasses import replace
+
+    from tropism.config import Judge, Named, Stage, Success
+    from tropism.methods import find
+    from tropism.teacher import teacher_of
+
+    asked = find(method)()
+    if teacher := teacher_of(asked):
+        reads = teacher.reads if method in ("openclaw", "sdpo", "srpo") else ("worked",)
+        asked = replace(asked, teacher=replace(teacher, reads=reads, top_k=top_k))
+    env, success = Named(name="sums"), Success(part="correct")
+    return Stage(name="rl", method=asked, env=env, success=success, judge=Judge(who="none"))
+
+
+def replies(context: list[int], vocabulary: int, length: int, rows: int) -> list[Any]:
+    """Groups of eight at random over the whole vocabulary; every second one is right, and each was told something."""
+    import torch
+
+    from tropism.types import Rollout, Task, Turn
+
+    draws = torch.Generator().manual_seed(0)
+    words = ("3-0=3 3+8=11 11+2=13 13+2=15 15-4=11 [11] " * 8)[:length]
+    task = Task(columns={"worked": words})
+    made = []
+    for n in range(rows):
+        ids = torch.randint(1, vocabulary, (length,), generator=draws).tolist()
+        turn = Turn(
+            context=context,
+            action=ids,
+            logp=[-1.0] * length,
+            entropy=[1.0] * length,
+            reward=n % 2,
+            prompt=PROMPT,
+            reply=words,
+            feedback="look again",
+            hints=(words,),
+        )
+        rollout = Rollout(task=task, group=n // 8, sibling=n % 8, turns=(turn,), reward=n % 2, success=n % 2 == 1)
+        made.append(rollout)
+    return made
+
+
 def measured(*given: Any) -> float:
     words = [sys.executable, __file__, "--one", ",".join(map(str, given))]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
@@ -92,10 +140,11 @@ def main() -> int:
     cases += [(VOCABULARIES[-1], LENGTHS[1], GROUPS[0]), (VOCABULARIES[-1], LENGTHS[0], GROUPS[1])]
     rows = []
     for vocabulary, length, count in cases:
-        found = {method: measured(method, vocabulary, length, count) for method in METHODS}
-        sizes = {"vocabulary": vocabulary, "tokens of a reply": length, "replies": count}
+        found = {name: measured(name, 0, vocabulary, length, count) for name in ("grpo", "opd")}
+        found |= {f"{name}, 20": measured(name, TOP_K, vocabulary, length, count) for name in LIKELIEST}
+        sizes = {"vocabulary": vocabulary, "tokens": length, "replies": count}
         rows.append(sizes | {f"{name} MB": round(mb) for name, mb in found.items()})
-        rows[-1]["sdpo over grpo"] = f"{found['sdpo'] / found['grpo']:.2f}"
+        rows[-1]["most over grpo"] = f"{max(found.values()) / found['grpo']:.2f}"
     peers.told(rows, peers.versions("torch", "transformers"), given.json)
     return 0
 

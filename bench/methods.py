@@ -4,9 +4,10 @@ The start model of bench/signals.py, its sums, one thread; a few steps of each m
 step of each run left out. The learning rate is so small that all of them draw much the same replies, so what differs
 is what the teacher reads, what is measured, and the update. Tokens are those of one step: `student` the rows that are
 learned from, `read` what teachers and references read. `allowed` is what reading them may make of a step, 1 + 1.1 x
-tokens x seconds of a token / seconds of GRPO's step, where a token takes what it takes `opd`'s teacher, which reads
-what the student has read, once. Shares of a step are those of the method's own median step. With `--keep FOLDER` the
-runs stay there: `python bench/floor.py --run FOLDER/srpo/run` says what one's step is made of.
+tokens x seconds of a token / seconds of GRPO's step, where a token takes what it takes the forward pass that teachers
+and references use, alone, over the replies of GRPO's first step (median of nine, in each of the two rounds). Shares
+of a step are those of the method's own median step. With `--keep FOLDER` the runs stay there: `python bench/floor.py
+--run FOLDER/srpo/run` says what one's step is made of.
 """
 
 from __future__ import annotations
@@ -73,6 +74,25 @@ def steps_of(stage: signals.Stage, model: str, steps: int, folder: Path) -> list
     ]
 
 
+def forward_cost(path: Path) -> float:
+    """Seconds of a token in the trainer's forward pass without gradient, over what a recipe's first step draws."""
+    import torch
+
+    from tropism.api import Lines
+    from tropism.training.checkpoint import State
+    from tropism.training.collate import collate
+    from tropism.training.model import load_policy
+    from tropism.training.run import open_job
+
+    torch.set_num_threads(1)
+    recipe = load(str(path), [])
+    policy, stage = load_policy(recipe.model, 0), recipe.stages[0]
+    job = open_job(recipe, stage, recipe.model, policy, path.parent / "cost", Lines())
+    batch, forward = collate(job.draw(State()), codes={}), policy.measuring(1.0, stage.train)
+    seconds = [peers.timed(lambda: forward(batch)) for _ in range(10)][1:]
+    return statistics.median(seconds) / float(batch.length.sum())
+
+
 def middle(found: list[dict[str, float]], key: str) -> float:
     return statistics.median(step.get(key, 0.0) for step in found)
 
@@ -99,11 +119,13 @@ def main() -> int:
     found: dict[str, list[dict[str, float]]] = {}
     paths = signals.start("sums")
     with tempfile.TemporaryDirectory() as folder:
+        root, costs = Path(given.keep or folder).resolve(), list[float]()
         for _ in range(2):
             for name, stage in arms(paths[signals.EXPERT]).items():
-                where = Path(given.keep or folder).resolve() / name.replace(", ", "-").replace(" ", "-")
+                where = root / name.replace(", ", "-").replace(" ", "-")
                 found.setdefault(name, []).extend(steps_of(stage, paths["start"], given.steps, where))
-    lines, token = [], middle(found["opd"], "time/measure") / middle(found["opd"], "read")
+            costs.append(forward_cost(root / "grpo" / "recipe.yaml"))
+    lines, token = [], statistics.median(costs)
     for name, steps in found.items():
         base = "grpo in talk" if name in ("grpo in talk", "follow_up", "openclaw") else "grpo"
         lines.append(line_of(name, steps, middle(found[base], "time/step"), token))

@@ -207,8 +207,9 @@ def test_a_decoder_is_held_against_products_and_bandwidth():
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux keeps count")
 def test_memory_grows_with_the_vocabulary():
-    small, large = (memory.measured("grpo", size, 32, 8) for size in (500, 20_000))
+    small, large = (memory.measured("grpo", 0, size, 32, 8) for size in (500, 20_000))
     assert 0 < small < large and math.isfinite(large)
+    assert memory.measured("sdpo", 20, 20_000, 32, 8) < 1.3 * large
     assert memory.resident("VmRSS") > 10 and torch.get_num_threads() >= 1
 
 
