@@ -166,10 +166,18 @@ def raced(
     turns: int,
     outside: Mapping[str, Sequence[str]] | None = None,
     processes: int = 1,
+    parted: Mapping[str, int] | None = None,
 ) -> Any:
-    """Peer -> its turns: started from (what makes it, its settings), or from a command, and ended afterwards."""
+    """Peer -> its turns: started from (what makes it, its settings), or from a command, and ended afterwards.
+
+    Args:
+        parted: peers that are so many processes, among which their threads are shared.
+    """
     os.environ.pop("GOMP_SPINCOUNT", None)  # what `import tropism` has set here is not the others' way to wait
-    running = {name: Peer(make, threads, processes, **settings) for name, (make, settings) in makers.items()}
+    running: dict[str, Peer] = {}
+    for name, (make, settings) in makers.items():
+        parts = (parted or {}).get(name, 1)
+        running[name] = Peer(make, threads // parts, processes * parts, **settings)
     running |= {name: Outside(command, threads) for name, command in (outside or {}).items()}
     try:
         return taking_turns(running, turns)

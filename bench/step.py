@@ -9,7 +9,8 @@
 One model, made once and loaded by all; the same prompts; a reward that costs nothing. Both draw with temperature 1, and
 random weights seldom end a reply early, so that a step is about 128 x 48 new tokens. `generate` is all until a step's
 rewards are there, `update` the rest. With `--processes 2` each peer is two processes, told of each other as torchrun
-does: TRL's data parallelism and ours (`processes: 2`).
+does: TRL's data parallelism and ours (`processes: 2`). With `--threads 2` ours is as it is installed, which is two
+processes of one thread where they were measured to be faster (`processes: auto`), beside the same as one process.
 """
 
 from __future__ import annotations
@@ -190,13 +191,25 @@ PEERS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+def installed(path: str, compute: str, folder: str, threads: int) -> int:
+    """How many processes ours is unless told."""
+    from tropism.training import cores, processes
+
+    with cores.threads(threads):
+        return processes.decided(recipe(path, compute, Path(folder) / "decided"))
+
+
 def compared(
     size: str, compute: str, threads: int, turns: int, folder: Path, processes: int = 1
 ) -> list[dict[str, Any]]:
     path = model(size, folder)
     settings = {"path": path, "compute": compute, "folder": str(folder / f"{size}-{compute}-{threads}-{processes}")}
     makers = {name: (make, settings | more) for name, (make, more) in PEERS.items()}
-    found = peers.raced(makers, threads, turns, processes=processes)
+    parts = installed(threads=threads, **settings) if threads > 1 else 1
+    parted = dict.fromkeys(("tropism", "tropism, whole"), parts)
+    if parts > 1:
+        makers["tropism, one process"] = (tropism, settings | {"whole": False, "groups": 16})
+    found = peers.raced(makers, threads, turns, processes=processes, parted=parted)
     base = statistics.median(turn["step"] for turn in found["TRL, tuned"])
     rows = []
     for name, each in found.items():
@@ -206,8 +219,8 @@ def compared(
             {
                 "size": size,
                 "compute": INSTALLED.get(name, compute),
-                "processes": processes,
-                "threads": threads,
+                "processes": processes * parted.get(name, 1),
+                "threads": threads // parted.get(name, 1),
                 "peer": name,
                 "step ms": round(1e3 * middle),
                 "quartiles": f"{1e3 * low:.0f} to {1e3 * high:.0f}",

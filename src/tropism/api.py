@@ -268,7 +268,8 @@ def plan(recipe: Recipe, hardware: str = "here") -> Iterator[Plan]:
     Args:
         hardware: `here`, where rates are measured for seconds, or a machine with a known data sheet, such as h100.
     """
-    process, count = 0.0, processes.wanted(recipe) if hardware == "here" else 1
+    process, count = 0.0, processes.decided(recipe) if hardware == "here" else 1
+    recipe = replace(recipe, processes=count)
     processes.check(recipe, count)
     beside = processes.rate_beside(recipe.model, count) if count > 1 else 1.0
     for stage in recipe.stages:

@@ -347,8 +347,8 @@ class Recipe:
     output: str = "runs"
     """Folder of all runs; this one is written to output/name."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    processes: int | Literal["auto"] = 1
-    """That train together on a CPU, one thread each; auto: one per core, where that is faster than threads."""
+    processes: int | Literal["auto"] = "auto"
+    """That train together on a CPU, one thread each; auto: one per thread where that was measured to be faster."""
 
     def __post_init__(self) -> None:
         require(bool(self.stages), f"recipe {self.name!r} has no stages, so there is nothing to do.")
@@ -357,7 +357,7 @@ class Recipe:
             f"processes is {self.processes}, but somebody has to train. Use 1, more, or auto.",
         )
         require(
-            self.processes == 1 or not any(stage.sampling.ahead for stage in self.stages),
+            self.processes in (1, "auto") or not any(stage.sampling.ahead for stage in self.stages),
             f"processes is {self.processes} and a stage has sampling.ahead, but what is played ahead is played by one "
             "process, beside the one that trains. Use processes: 1, or drop sampling.ahead.",
         )

@@ -223,7 +223,8 @@ def test_several_processes_share_the_groups_and_hold_everything_each(monkeypatch
 
     monkeypatch.setattr(planning, "timed", timed)
     monkeypatch.setattr(api.processes, "rate_beside", lambda model, count: 0.8)
-    monkeypatch.setattr(api.processes, "cores", lambda: 3)
+    monkeypatch.setattr(api.processes.cores, "to_try", lambda recipe: 3)
+    monkeypatch.setattr(api.processes.cores, "remembered", lambda model, count: 1.4)
     made = {"name": "plan", "model": {"path": "tiny", "device": "cpu"}, "stages": [RL, RL | {"name": "again"}]}
     threads = torch.get_num_threads()
     one, three, auto = (list(api.plan(resolve(made | {"processes": n}))) for n in (1, 3, "auto"))

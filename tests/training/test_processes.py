@@ -18,7 +18,8 @@ from tropism.api import resolved_recipe
 from tropism.config import Model
 from tropism.errors import ConfigError, TropismError
 from tropism.record import Run, latest, saved_in
-from tropism.training import processes
+from tropism.training import cores, processes
+from tropism.training.ranks import Ranks
 
 close = torch.testing.assert_close
 
@@ -133,14 +134,64 @@ def test_on_another_device_one_process_is_used_and_it_says_so(tmp_path):
         assert not torch.distributed.is_initialized() and "one is used" in said[0]
 
 
-def test_auto_measures_says_so_and_leaves_threads_as_they_were(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "cores", lambda: 2)
-    said, threads = [], torch.get_num_threads()
-    recipe = resolved_recipe(world.grpo(tmp_path) | {"processes": "auto"}, (), {})
-    with processes.together(recipe, said.append):
-        size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    assert "processes: 2 of one thread are" in said[0] and ("so one is used" in said[0]) == (size == 1)
-    assert torch.get_num_threads() == threads and not torch.distributed.is_initialized()
+@pytest.fixture
+def two_threads(tmp_path, monkeypatch):
+    """What torch may use; what is measured is kept in tmp_path."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with cores.threads(2):
+        yield
+
+
+def asked(recipe, **settings):
+    """(what is said, number of processes, the number again once it is remembered, what is said then)"""
+    sizes, words = [], []
+    for _ in range(2):
+        said: list[str] = []
+        with processes.together(recipe, said.append, **settings):
+            sizes.append(Ranks().size)
+        assert torch.get_num_threads() == 2 and not torch.distributed.is_initialized()
+        words.append(said)
+    return words[0], sizes[0], sizes[1], words[1]
+
+
+def test_unless_told_how_many_it_measures_once_says_so_and_leaves_threads_as_they_were(tmp_path, two_threads):
+    recipe = resolved_recipe(world.grpo(tmp_path), (), {})
+    assert recipe.processes == "auto"
+    first, size, later, again = asked(recipe)
+    assert "processes: 2 of one thread are" in first[0] and "(measured in" in first[0]
+    assert ("so one is used" in first[0]) == (size == 1) and later == size
+    assert again == [
+        first[0].split(" (")[0] + f" (measured before, and kept in {tmp_path}/cache/tropism/processes.json)"
+    ]
+    assert processes.decided(recipe) == size
+
+
+@pytest.mark.parametrize(("faster", "size"), [(1.2, 2), (0.9, 1)])
+def test_what_was_measured_before_decides(faster, size, tmp_path, two_threads, monkeypatch):
+    recipe = resolved_recipe(world.grpo(tmp_path), (), {})
+    cores.remember(recipe.model, 2, faster)
+    monkeypatch.setattr(processes, "probe", None)  # nothing is measured
+    words, *sizes, _ = asked(recipe)
+    assert sizes == [size, size] and f"{faster:.2f} times" in words[0]
+    assert processes.decided(recipe) == size
+
+
+def test_a_run_is_continued_with_as_many_processes_as_it_began_with(tmp_path, two_threads):
+    recipe = world.grpo(tmp_path)
+    cores.remember(resolved_recipe(recipe, (), {}).model, 2, 1.5)
+    path = tropism.train(recipe, quiet=True).path
+    assert Run(path / "rl").config["versions"]["processes"] == "2"
+    cores.remember(resolved_recipe(recipe, (), {}).model, 2, 0.5)
+    (path / "report.html").unlink()
+    with processes.together(resolved_recipe(recipe, (), {}), lambda _: None, resume=True):
+        assert Ranks().size == 2
+
+
+def test_what_no_other_process_can_be_given_is_run_by_one_unless_more_are_asked_for(tmp_path, two_threads):
+    recipe = resolved_recipe(world.grpo(tmp_path), (), {})
+    stage = replace(recipe.stages[0], rewards={lambda completions, **_: [0.0] * len(completions): 1.0})
+    words, *sizes, _ = asked(replace(recipe, stages=(stage,)))
+    assert sizes == [1, 1] and "processes: one, for the recipe holds" in words[0]
 
 
 FATAL = """

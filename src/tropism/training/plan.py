@@ -24,7 +24,7 @@ from tropism.errors import ConfigError
 from tropism.maths.speak import MOST
 from tropism.signals.reread import starts
 from tropism.teacher import teacher_of
-from tropism.training import processes
+from tropism.training import cores, processes
 from tropism.training.model import Policy
 from tropism.training.rates import heat_of, learning, pieces, quickest, rate, settled
 from tropism.training.teachers import SELF
@@ -125,13 +125,13 @@ def planned(
         stage = replace(stage, train=replace(stage.train, micro_tokens=tokens))
     work, steps = counted(recipe, stage, policy, folder), lasting(recipe, stage, folder)
     if hardware == "here":
-        count = processes.wanted(recipe)
+        count = processes.decided(recipe)
         mine = work if count == 1 else parted(work, stage, count)
         memory = held(stage, policy, mine)
         if count > 1:  # gradients are exchanged as one array
             memory["gradients and moments"] *= 4 / 3
         memory["the process"] = process or unladen(policy, memory["weights"])
-        with processes.threads(1 if count > 1 else torch.get_num_threads()):
+        with cores.threads(1 if count > 1 else torch.get_num_threads()):
             seconds, notes, grown = timed(stage, policy, mine)
         memory["learning"] = max(memory["learning"], grown)
         if count > 1:

@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,19 +26,22 @@ import torch.distributed as dist
 from tropism.config import Model, Recipe
 from tropism.errors import ConfigError, TropismError
 from tropism.record import Lines, Run
+from tropism.training import cores
+from tropism.training.cores import groups_of, on_cpu, probe, rate
+from tropism.training.ranks import Ranks
 
-SECONDS = 0.7
-"""How long each way of using the cores is measured."""
 Say = Callable[[str], None]
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def wanted(recipe: Recipe) -> int:
-    """How many the recipe asks for; auto asks for as many as there are cores."""
-    return 1 if not on_cpu(recipe.model) else cores() if recipe.processes == "auto" else recipe.processes
+def decided(recipe: Recipe) -> int:
+    """How many train a recipe here; measured now if it leaves that open and this machine has not been asked before."""
+    if recipe.processes != "auto":
+        return recipe.processes if on_cpu(recipe.model) else 1
+    count = cores.to_try(recipe)
+    if count > 1 and cores.remembered(recipe.model, count) is None:
+        with together(recipe, lambda _: None):
+            return Ranks().size
+    return count if count > 1 and (cores.remembered(recipe.model, count) or 0) > 1 else 1
 
 
 @contextlib.contextmanager
@@ -50,11 +52,10 @@ def together(recipe: Recipe, say: Say, *, resume: bool = False) -> Iterator[None
         say: told what was measured, where the recipe leaves the number open.
         resume: take the number that the run began with, for its results are repeated with that one alone.
     """
-    count, measured = recipe.processes, False
+    count, measured, given = recipe.processes, False, None
     if count == "auto":
-        known = recorded(recipe) if resume else None
-        count, measured = known or cores(), known is None
-    if count > 1 and not on_cpu(recipe.model):
+        count, measured, given = opened(recipe, say, recorded(recipe) if resume else None)
+    elif count > 1 and not on_cpu(recipe.model):
         say(f"processes: {count} of one thread are for a CPU, and the model is on another device: one is used")
     if count == 1 or dist.is_initialized() or not on_cpu(recipe.model):
         yield
@@ -62,7 +63,7 @@ def together(recipe: Recipe, say: Say, *, resume: bool = False) -> Iterator[None
     check(recipe, count)
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "recipe.pickle").write_bytes(pickled(recipe, measured))
+        (Path(folder) / "recipe.pickle").write_bytes(given or pickled(recipe, measured))
         others = [started(rank, folder, str(rank), str(count)) for rank in range(1, count)]
         try:
             join(0, count, folder, recipe, measured, say, threads)
@@ -79,6 +80,37 @@ def together(recipe: Recipe, say: Say, *, resume: bool = False) -> Iterator[None
             if dist.is_initialized():
                 dist.destroy_process_group()
             torch.set_num_threads(threads)
+
+
+def opened(recipe: Recipe, say: Say, known: int | None) -> tuple[int, bool, bytes | None]:
+    """(how many to start, whether they are to be measured first, what each is given) where nobody says how many.
+
+    Args:
+        known: what the run began with, if it is continued.
+    """
+    count = known or cores.to_try(recipe)
+    if count == 1 or dist.is_initialized():
+        return 1, False, None
+    faster = None if known else cores.remembered(recipe.model, count)
+    if faster is not None:
+        say(f"processes: {told(count, torch.get_num_threads(), faster)} (measured before, and kept in {cores.kept()})")
+        count = count if faster > 1 else 1
+    measured = not known and faster is None
+    try:
+        return count, measured, pickled(recipe, measured) if count > 1 else None
+    except ConfigError:
+        if known:
+            raise
+        say(
+            "processes: one, for the recipe holds a function or class that no other can be given (name it file.py:name)"
+        )
+        return 1, False, None
+
+
+def told(count: int, threads: int, faster: float) -> str:
+    """What was measured, in words."""
+    words = f"{count} of one thread are {faster:.2f} times as fast as one process of {threads} threads"
+    return words + ("" if faster > 1 else ", so one is used")
 
 
 def pickled(recipe: Recipe, measured: bool) -> bytes:
@@ -106,15 +138,10 @@ def recorded(recipe: Recipe) -> int | None:
     return None
 
 
-def on_cpu(model: Model) -> bool:
-    return model.device == "cpu" or (model.device == "auto" and not torch.cuda.is_available())
-
-
 def check(recipe: Recipe, count: int) -> None:
     for stage in recipe.stages:
-        groups = stage.sampling.groups if stage.env else stage.train.batch
+        name, groups = groups_of(stage)
         if groups < count:
-            name = "sampling.groups" if stage.env else "train.batch"
             raise ConfigError(
                 f"stage {stage.name!r} has {name} = {groups}, too few for {count} processes: no group is parted. Use "
                 f"processes: {groups}, or more groups."
@@ -154,55 +181,19 @@ def join(rank: int, count: int, folder: str, recipe: Recipe, measured: bool, say
     dist.barrier()
     many = torch.tensor([rate(work)])
     dist.all_reduce(many)
-    found = [0.0]
+    ratio = [0.0]
     if rank == 0:
-        torch.set_num_threads(threads)
-        found = [rate(work) / float(many)]
-        torch.set_num_threads(1)
-    dist.broadcast_object_list(found, 0)
-    faster, seconds = 1 / found[0], time.perf_counter() - began
-    said = f"{faster:.2f} times as fast as one process of {threads} threads (measured in {seconds:.1f} s)"
-    say(f"processes: {count} of one thread are {said}" + ("" if faster > 1 else ", so one is used"))
+        with cores.threads(threads):
+            ratio = [float(many) / rate(work)]
+            cores.remember(recipe.model, count, ratio[0])
+    dist.broadcast_object_list(ratio, 0)
+    (faster,) = ratio
+    say(f"processes: {told(count, threads, faster)} (measured in {time.perf_counter() - began:.1f} s)")
     if faster > 1:
         return False
     dist.destroy_process_group()
     torch.set_num_threads(threads)
     return True
-
-
-def probe(model: Model) -> Callable[[], None]:
-    """A pass forward and back of the model over 32 rows of 48 tokens."""
-    from tropism.training.model import load_policy
-
-    module: Any = load_policy(model, 0).module
-    tokens = torch.randint(int(module.config.vocab_size), (32, 48), generator=torch.Generator().manual_seed(0))
-
-    def work() -> None:
-        module(input_ids=tokens, use_cache=False).logits.logsumexp(-1).sum().backward()
-        module.zero_grad(set_to_none=True)
-
-    return work
-
-
-def rate(work: Callable[[], None]) -> float:
-    """How often a second."""
-    work()
-    began, times = time.perf_counter(), 0
-    while time.perf_counter() - began < SECONDS:
-        work()
-        times += 1
-    return times / (time.perf_counter() - began)
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """torch uses so many for as long as this lasts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def rate_beside(model: Model, count: int) -> float:
@@ -212,7 +203,7 @@ def rate_beside(model: Model, count: int) -> float:
         TropismError: one of the others ends.
     """
     others = list[subprocess.Popen[bytes]]()
-    with tempfile.TemporaryDirectory() as folder, threads(1):
+    with tempfile.TemporaryDirectory() as folder, cores.threads(1):
         ready = [Path(folder) / f"{rank}.ready" for rank in range(1, count)]
         (Path(folder) / "model.pickle").write_bytes(pickle.dumps(model))
         try:
