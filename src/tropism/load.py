@@ -14,6 +14,9 @@ from typing import Any
 
 from tropism.errors import ConfigError
 
+USERS = "tropism_user"
+"""What their modules are parts of."""
+
 
 def hint(name: str, known: Iterable[str]) -> str:
     """ "Did you mean prompt?", or the whole list where nothing is near."""
@@ -29,19 +32,25 @@ def load(reference: str) -> Any:
     place, colon, name = reference.rpartition(":")
     if not colon or not place or not name:
         raise ConfigError(f"{reference!r} names no code. Write file.py:name or module:name.")
-    module = _from_file(Path(place).expanduser()) if place.endswith(".py") else _from_module(place)
+    module = from_file(Path(place).expanduser()) if place.endswith(".py") else _from_module(place)
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise ConfigError(f"{place} has no {name!r}. {hint(name, public)}")
     return getattr(module, name)
 
 
-def _from_file(path: Path) -> ModuleType:
+def files() -> list[str]:
+    """Every `file.py` that was loaded: where they are loaded too, pickle finds what they define."""
+    return [str(module.__file__) for name, module in list(sys.modules.items()) if name.startswith(f"{USERS}.")]
+
+
+def from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError(f"there is no file {path} (looked from {Path.cwd()}).")
     path = path.resolve()
     # Under a name of its own in sys.modules, for dataclasses and pickle look there; one file is one module.
-    module_name = f"tropism_user.{path.stem}_{zlib.crc32(bytes(path)):x}"
+    module_name = f"{USERS}.{path.stem}_{zlib.crc32(bytes(path)):x}"
+    sys.modules.setdefault(USERS, ModuleType(USERS))
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)

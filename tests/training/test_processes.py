@@ -53,7 +53,19 @@ def taught(folder):
     return made
 
 
-MAKES = {"grpo": world.grpo, "ppo": world.ppo, "sft": world.sft, "kto": kto, "taught": taught}
+def own(folder):
+    """A method of the user's, in a file."""
+    folder.mkdir()
+    (folder / "mine.py").write_text(
+        "from dataclasses import dataclass\n\nfrom tropism.methods.grpo import GRPO\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Mine(GRPO):\n    pass\n"
+    )
+    made = world.grpo(folder)
+    made["stages"][0]["method"] = {f"{folder}/mine.py:Mine": {}}
+    return made
+
+
+MAKES = {"own": own, "grpo": world.grpo, "ppo": world.ppo, "sft": world.sft, "kto": kto, "taught": taught}
 
 
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)

@@ -25,6 +25,7 @@ import torch.distributed as dist
 
 from tropism.config import Model, Recipe
 from tropism.errors import ConfigError, TropismError
+from tropism.load import files, from_file
 from tropism.record import Lines, Run
 from tropism.training import cores
 from tropism.training.cores import groups_of, on_cpu, probe, rate
@@ -114,6 +115,11 @@ def told(count: int, threads: int, faster: float) -> str:
 
 
 def pickled(recipe: Recipe, measured: bool) -> bytes:
+    """A recipe for another process, which loads the same files first.
+
+    Raises:
+        ConfigError: part of it is known by no name that another process could import.
+    """
     try:
         found = pickle.dumps((recipe, measured))
         pickle.loads(found)
@@ -127,6 +133,15 @@ def pickled(recipe: Recipe, measured: bool) -> bytes:
             f"processes is {recipe.processes}, but a method or reward of the recipe is defined in the program that is "
             "running, which no other process can import. Name it as file.py:name, or use processes: 1."
         )
+    return pickle.dumps((files(), found))
+
+
+def unpickled(given: bytes) -> tuple[Recipe, bool]:
+    """What `pickled` was given."""
+    paths, inner = pickle.loads(given)
+    for path in paths:
+        from_file(Path(path))
+    found: tuple[Recipe, bool] = pickle.loads(inner)
     return found
 
 
@@ -152,7 +167,7 @@ def started(rank: int, folder: str, *words: str) -> subprocess.Popen[bytes]:
     """Another process; what it says goes to a file, for it is news only if it dies."""
     command = [sys.executable, "-m", "tropism.training.processes", *words, folder]
     with open(Path(folder) / f"{rank}.log", "wb") as log:
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
 
 
@@ -253,7 +268,7 @@ def main(rank: int, count: int, folder: str) -> int:
     from tropism.training.run import run
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the first process's business
-    recipe, measured = pickle.loads((Path(folder) / "recipe.pickle").read_bytes())
+    recipe, measured = unpickled((Path(folder) / "recipe.pickle").read_bytes())
     if join(rank, count, folder, recipe, measured, lambda _: None, 1):
         return 0
     try:
