@@ -39,9 +39,10 @@ def load(reference: str) -> Any:
     return getattr(module, name)
 
 
-def files() -> list[str]:
-    """Every `file.py` that was loaded: where they are loaded too, pickle finds what they define."""
-    return [str(module.__file__) for name, module in list(sys.modules.items()) if name.startswith(f"{USERS}.")]
+def files_in(pickled: bytes) -> list[str]:
+    """Every `file.py` that a pickle needs: where they are loaded first, it finds what they define."""
+    loaded = [(name, module) for name, module in sys.modules.items() if name.startswith(f"{USERS}.")]
+    return [str(module.__file__) for name, module in loaded if name.encode() in pickled]
 
 
 def from_file(path: Path) -> ModuleType:

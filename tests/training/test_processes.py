@@ -17,6 +17,7 @@ import world
 from tropism.api import resolved_recipe
 from tropism.config import Model
 from tropism.errors import ConfigError, TropismError
+from tropism.load import load
 from tropism.record import Run, latest, saved_in
 from tropism.training import cores, processes
 from tropism.training.ranks import Ranks
@@ -231,6 +232,23 @@ def test_if_one_dies_the_run_ends_and_says_so(tmp_path):
     assert done.returncode == 1 and "process 1 died" in done.stderr, done.stderr
 
 
+def test_one_that_cannot_begin_is_not_waited_for(tmp_path):
+    """Its recipe's method is in a file that is gone."""
+    recipe = resolved_recipe(own(tmp_path / "own") | {"processes": 2}, (), {})
+    (tmp_path / "own" / "mine.py").unlink()
+    refused = pytest.raises(TropismError, match=r"process 1 died before .*there is no file .*mine.py")
+    with refused, processes.together(recipe, lambda _: None):
+        pass
+
+
+def test_another_is_given_the_files_that_it_needs_and_no_others(tmp_path):
+    (tmp_path / "other.py").write_text("class Other: pass\n")
+    load(f"{tmp_path}/other.py:Other")
+    recipe = resolved_recipe(own(tmp_path / "own") | {"processes": 2}, (), {})
+    assert pickle.loads(processes.pickled(recipe, False))[0] == [f"{tmp_path}/own/mine.py"]
+    assert processes.unpickled(processes.pickled(recipe, True)) == (recipe, True)
+
+
 def test_the_rate_that_a_process_keeps_beside_another_is_measured_and_the_other_ends(monkeypatch):
     begun, start, threads = [], processes.started, torch.get_num_threads()
     monkeypatch.setattr(processes, "started", lambda *words: begun.append(start(*words)) or begun[-1])
@@ -241,7 +259,7 @@ def test_the_rate_that_a_process_keeps_beside_another_is_measured_and_the_other_
 def test_a_process_that_was_to_work_beside_another_and_cannot_says_why(monkeypatch):
     monkeypatch.setattr(processes, "probe", lambda model: lambda: None)
     threads = torch.get_num_threads()
-    with pytest.raises(TropismError, match=r"process 1, beside which .* died: .*nowhere"):
+    with pytest.raises(TropismError, match=r"process 1 died before .*nowhere"):
         processes.rate_beside(Model(path="./nowhere", device="cpu"), 2)
     assert torch.get_num_threads() == threads
 

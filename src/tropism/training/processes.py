@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from tropism.config import Model, Recipe
 from tropism.errors import ConfigError, TropismError
-from tropism.load import files, from_file
+from tropism.load import files_in, from_file
 from tropism.record import Lines, Run
 from tropism.training import cores
 from tropism.training.cores import groups_of, on_cpu, probe, rate
@@ -67,6 +67,7 @@ def together(recipe: Recipe, say: Say, *, resume: bool = False) -> Iterator[None
         (Path(folder) / "recipe.pickle").write_bytes(given or pickled(recipe, measured))
         others = [started(rank, folder, str(rank), str(count)) for rank in range(1, count)]
         try:
+            arrived(others, folder)
             join(0, count, folder, recipe, measured, say, threads)
             yield
         except RuntimeError as error:  # gloo: the connection of one that died is closed
@@ -133,7 +134,7 @@ def pickled(recipe: Recipe, measured: bool) -> bytes:
             f"processes is {recipe.processes}, but a method or reward of the recipe is defined in the program that is "
             "running, which no other process can import. Name it as file.py:name, or use processes: 1."
         )
-    return pickle.dumps((files(), found))
+    return pickle.dumps((files_in(found), found))
 
 
 def unpickled(given: bytes) -> tuple[Recipe, bool]:
@@ -219,15 +220,12 @@ def rate_beside(model: Model, count: int) -> float:
     """
     others = list[subprocess.Popen[bytes]]()
     with tempfile.TemporaryDirectory() as folder, cores.threads(1):
-        ready = [Path(folder) / f"{rank}.ready" for rank in range(1, count)]
         (Path(folder) / "model.pickle").write_bytes(pickle.dumps(model))
         try:
             for rank in range(1, count):
                 others.append(started(rank, folder, "busy", str(rank), str(os.getpid())))
             work = probe(model)
-            while not all(path.exists() for path in ready):
-                alive(others, folder)
-                time.sleep(0.02)
+            arrived(others, folder)
             beside = rate(work)
             alive(others, folder)
             ended(others)
@@ -236,12 +234,21 @@ def rate_beside(model: Model, count: int) -> float:
             ended(others)
 
 
+def arrived(others: Sequence[subprocess.Popen[bytes]], folder: str) -> None:
+    """Wait until each of the others has left word that it is there.
+
+    Raises:
+        TropismError: one of them ends.
+    """
+    while not all((Path(folder) / f"{rank}.ready").exists() for rank in range(1, len(others) + 1)):
+        alive(others, folder)
+        time.sleep(0.02)
+
+
 def alive(others: Sequence[subprocess.Popen[bytes]], folder: str) -> None:
     for rank, other in enumerate(others, 1):
         if other.poll() is not None:
-            raise TropismError(
-                f"process {rank}, beside which a rate was to be measured, died: {last(rank, other, folder)}."
-            )
+            raise TropismError(f"process {rank} died before there was work for it: {last(rank, other, folder)}.")
 
 
 def ended(others: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -269,6 +276,7 @@ def main(rank: int, count: int, folder: str) -> int:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the first process's business
     recipe, measured = unpickled((Path(folder) / "recipe.pickle").read_bytes())
+    (Path(folder) / f"{rank}.ready").touch()
     if join(rank, count, folder, recipe, measured, lambda _: None, 1):
         return 0
     try:
