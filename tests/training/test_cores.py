@@ -22,7 +22,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def recipe(folder, **sampling):
-    made = world.grpo(folder)
+    made = world.grpo(folder, train={"threads": 0})
     made["stages"][0]["sampling"] |= {"groups": 6} | sampling
     return resolved_recipe(made, (), {})
 
@@ -30,7 +30,7 @@ def recipe(folder, **sampling):
 def test_one_is_tried_for_each_thread_that_has_a_group(tmp_path):
     assert cores.to_try(recipe(tmp_path)) == 4
     assert cores.to_try(recipe(tmp_path, groups=3)) == 3
-    assert cores.to_try(resolved_recipe(world.sft(tmp_path), ("train.batch=2",), {})) == 2
+    assert cores.to_try(resolved_recipe(world.sft(tmp_path, train={"threads": 0, "batch": 2}), (), {})) == 2
     with cores.threads(12):
         assert cores.to_try(recipe(tmp_path, groups=64)) == cores.MOST
     with cores.threads(1):
@@ -39,6 +39,7 @@ def test_one_is_tried_for_each_thread_that_has_a_group(tmp_path):
 
 def test_none_is_tried_where_processes_cannot_help(tmp_path, monkeypatch):
     assert cores.to_try(recipe(tmp_path, ahead=True)) == 1
+    assert cores.to_try(resolved_recipe(world.grpo(tmp_path, train={"threads": 4}), (), {})) == 1
     found = recipe(tmp_path)
     assert cores.to_try(replace(found, model=replace(found.model, device="cuda"))) == 1
     assert cores.to_try(replace(found, model=Model(path="./nowhere"))) == 1, "who opens it says what is wrong"

@@ -155,6 +155,11 @@ def two_threads(tmp_path, monkeypatch):
         yield
 
 
+def open_world(folder):
+    """It says neither how many processes nor how many threads."""
+    return world.grpo(folder, train={"threads": 0})
+
+
 def asked(recipe, **settings):
     """(what is said, number of processes, the number again once it is remembered, what is said then)"""
     sizes, words = [], []
@@ -168,7 +173,7 @@ def asked(recipe, **settings):
 
 
 def test_unless_told_how_many_it_measures_once_says_so_and_leaves_threads_as_they_were(tmp_path, two_threads):
-    recipe = resolved_recipe(world.grpo(tmp_path), (), {})
+    recipe = resolved_recipe(open_world(tmp_path), (), {})
     assert recipe.processes == "auto"
     first, size, later, again = asked(recipe)
     assert "processes: 2 of one thread are" in first[0] and "(measured in" in first[0]
@@ -181,7 +186,7 @@ def test_unless_told_how_many_it_measures_once_says_so_and_leaves_threads_as_the
 
 @pytest.mark.parametrize(("faster", "size"), [(1.2, 2), (0.9, 1)])
 def test_what_was_measured_before_decides(faster, size, tmp_path, two_threads, monkeypatch):
-    recipe = resolved_recipe(world.grpo(tmp_path), (), {})
+    recipe = resolved_recipe(open_world(tmp_path), (), {})
     cores.remember(recipe.model, 2, faster)
     monkeypatch.setattr(processes, "probe", None)  # nothing is measured
     words, *sizes, _ = asked(recipe)
@@ -190,7 +195,7 @@ def test_what_was_measured_before_decides(faster, size, tmp_path, two_threads, m
 
 
 def test_a_run_is_continued_with_as_many_processes_as_it_began_with(tmp_path, two_threads):
-    recipe = world.grpo(tmp_path)
+    recipe = open_world(tmp_path)
     cores.remember(resolved_recipe(recipe, (), {}).model, 2, 1.5)
     path = tropism.train(recipe, quiet=True).path
     assert Run(path / "rl").config["versions"]["processes"] == "2"
@@ -201,7 +206,7 @@ def test_a_run_is_continued_with_as_many_processes_as_it_began_with(tmp_path, tw
 
 
 def test_what_no_other_process_can_be_given_is_run_by_one_unless_more_are_asked_for(tmp_path, two_threads):
-    recipe = resolved_recipe(world.grpo(tmp_path), (), {})
+    recipe = resolved_recipe(open_world(tmp_path), (), {})
     stage = replace(recipe.stages[0], rewards={lambda completions, **_: [0.0] * len(completions): 1.0})
     words, *sizes, _ = asked(replace(recipe, stages=(stage,)))
     assert sizes == [1, 1] and "processes: one, for the recipe holds" in words[0]

@@ -40,8 +40,9 @@ def groups_of(stage: Stage) -> tuple[str, int]:
 
 def to_try(recipe: Recipe) -> int:
     """How many processes are worth a measurement where the recipe leaves their number open: one for each thread that
-    torch may use here, while every one has a group. 1 where what is played ahead, or another device, takes the rest."""
-    if not on_cpu(recipe.model) or any(stage.sampling.ahead for stage in recipe.stages):
+    torch may use here, while every one has a group. 1 where a stage says how many threads it has, plays ahead beside
+    training, or computes elsewhere."""
+    if not on_cpu(recipe.model) or any(stage.sampling.ahead or stage.train.threads for stage in recipe.stages):
         return 1
     count = min(MOST, torch.get_num_threads(), *(groups_of(stage)[1] for stage in recipe.stages))
     return count if count > 1 and 0 < size(recipe.model) <= LARGE else 1
