@@ -77,7 +77,7 @@ PROMPT = "3-0+8+2+2-4="
 
 
 def of(method: str, top_k: int) -> Any:
-    """The stage of a method whose teacher reads what it reads by default, a worked solution if it is another model."""
+    """The stage of a method whose teacher reads a sibling or hint, if it does so by default, or a worked solution."""
     from dataclasses import replace
 
     from tropism.config import Judge, Named, Stage, Success

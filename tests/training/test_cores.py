@@ -75,7 +75,7 @@ def test_a_decision_is_of_one_machine_and_one_size_of_model():
     assert os.listdir(cores.kept().parent) == ["processes.json"]
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{"])
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"it": []}'])
 def test_a_file_that_cannot_be_read_is_nothing_remembered(text):
     cores.kept().parent.mkdir(parents=True)
     cores.kept().write_text(text)

@@ -200,7 +200,6 @@ def test_a_run_is_continued_with_as_many_processes_as_it_began_with(tmp_path, tw
     path = tropism.train(recipe, quiet=True).path
     assert Run(path / "rl").config["versions"]["processes"] == "2"
     cores.remember(resolved_recipe(recipe, (), {}).model, 2, 0.5)
-    (path / "report.html").unlink()
     with processes.together(resolved_recipe(recipe, (), {}), lambda _: None, resume=True):
         assert Ranks().size == 2
 
@@ -209,6 +208,7 @@ def test_what_no_other_process_can_be_given_is_run_by_one_unless_more_are_asked_
     recipe = resolved_recipe(open_world(tmp_path), (), {})
     stage = replace(recipe.stages[0], rewards={lambda completions, **_: [0.0] * len(completions): 1.0})
     words, *sizes, _ = asked(replace(recipe, stages=(stage,)))
+    assert processes.decided(replace(recipe, stages=(stage,))) == 1
     assert sizes == [1, 1] and "processes: one, for the recipe holds" in words[0]
 
 

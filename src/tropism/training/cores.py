@@ -23,8 +23,8 @@ from tropism.errors import ConfigError
 SECONDS = 0.7
 """How long each way of using the cores is measured."""
 MOST, LARGE = 8, 16_000_000
-"""Processes that are tried unless a recipe asks for more, and weights beyond which none are: products as large keep
-threads busy, and every process holds all weights."""
+"""Processes that are tried unless a recipe asks for more, and weights beyond which none are: every process holds all
+of them, and so do the passes that are measured."""
 
 
 def on_cpu(model: Model) -> bool:
@@ -83,9 +83,9 @@ def cpu() -> str:
 
 
 def decisions() -> dict[str, float]:
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError):
         found = json.loads(kept().read_text())
-        return found if isinstance(found, dict) else {}
+        return {name: float(faster) for name, faster in found.items()} if isinstance(found, dict) else {}
     return {}
 
 

@@ -38,11 +38,11 @@ def decided(recipe: Recipe) -> int:
     """How many train a recipe here; measured now if it leaves that open and this machine has not been asked before."""
     if recipe.processes != "auto":
         return recipe.processes if on_cpu(recipe.model) else 1
-    count = cores.to_try(recipe)
-    if count > 1 and cores.remembered(recipe.model, count) is None:
-        with together(recipe, lambda _: None):
-            return Ranks().size
-    return count if count > 1 and (cores.remembered(recipe.model, count) or 0) > 1 else 1
+    count, measured = opened(recipe, lambda _: None, None)
+    if not measured:
+        return count
+    with together(recipe, lambda _: None):
+        return Ranks().size
 
 
 @contextlib.contextmanager
@@ -53,9 +53,9 @@ def together(recipe: Recipe, say: Say, *, resume: bool = False) -> Iterator[None
         say: told what was measured, where the recipe leaves the number open.
         resume: take the number that the run began with, for its results are repeated with that one alone.
     """
-    count, measured, given = recipe.processes, False, None
+    count, measured = recipe.processes, False
     if count == "auto":
-        count, measured, given = opened(recipe, say, recorded(recipe) if resume else None)
+        count, measured = opened(recipe, say, recorded(recipe) if resume else None)
     elif count > 1 and not on_cpu(recipe.model):
         say(f"processes: {count} of one thread are for a CPU, and the model is on another device: one is used")
     if count == 1 or dist.is_initialized() or not on_cpu(recipe.model):
@@ -64,7 +64,7 @@ def together(recipe: Recipe, say: Say, *, resume: bool = False) -> Iterator[None
     check(recipe, count)
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "recipe.pickle").write_bytes(given or pickled(recipe, measured))
+        (Path(folder) / "recipe.pickle").write_bytes(pickled(recipe, measured))
         others = [started(rank, folder, str(rank), str(count)) for rank in range(1, count)]
         try:
             arrived(others, folder)
@@ -84,29 +84,28 @@ def together(recipe: Recipe, say: Say, *, resume: bool = False) -> Iterator[None
             torch.set_num_threads(threads)
 
 
-def opened(recipe: Recipe, say: Say, known: int | None) -> tuple[int, bool, bytes | None]:
-    """(how many to start, whether they are to be measured first, what each is given) where nobody says how many.
+def opened(recipe: Recipe, say: Say, known: int | None) -> tuple[int, bool]:
+    """(how many to start, whether they are to be measured first) where nobody says how many.
 
     Args:
         known: what the run began with, if it is continued.
     """
     count = known or cores.to_try(recipe)
     if count == 1 or dist.is_initialized():
-        return 1, False, None
+        return 1, False
     faster = None if known else cores.remembered(recipe.model, count)
     if faster is not None:
         say(f"processes: {told(count, torch.get_num_threads(), faster)} (measured before, and kept in {cores.kept()})")
         count = count if faster > 1 else 1
     measured = not known and faster is None
     try:
-        return count, measured, pickled(recipe, measured) if count > 1 else None
+        pickled(recipe, measured)
     except ConfigError:
         if known:
             raise
-        say(
-            "processes: one, for the recipe holds a function or class that no other can be given (name it file.py:name)"
-        )
-        return 1, False, None
+        say("processes: one, for the recipe holds a function or class that no other knows (name it file.py:name)")
+        return 1, False
+    return count, measured
 
 
 def told(count: int, threads: int, faster: float) -> str:
